@@ -1,0 +1,97 @@
+"""The schedule table: who computes what, in which order.
+
+A schedule is data. Generators write this table; the check, the lowering, the simulation, the
+picture and the executor all read the same one. Nothing here needs torch or a process.
+
+Words: a *stage* is a run of consecutive layers, numbered by depth in the model; a *flow* is a
+direction through the ranks (DualPipe has two, every other schedule one); micro-batches count from
+0 within a flow; a *program* is one rank's list of items, run in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["F", "B", "I", "W"]
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be built for these numbers, or a table that breaks a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One computation of one stage for one micro-batch.
+
+    Kinds, in the letters of the zero-bubble papers (arXiv 2401.10241): F forward, B full backward,
+    I the part of the backward that gives the input gradient, W the weight gradients that I left.
+    """
+
+    kind: Kind
+    flow: int
+    stage: int
+    micro_batch: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}(flow {self.flow}, stage {self.stage}, micro-batch {self.micro_batch})"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A forward and a full backward that one rank runs together, to hide each one's collectives."""
+
+    forward: Action
+    backward: Action
+
+    def __str__(self) -> str:
+        return f"{self.forward} & {self.backward}"
+
+
+Item: TypeAlias = Action | Overlap
+Program: TypeAlias = tuple[Item, ...]
+Placement: TypeAlias = Mapping[tuple[int, int], int]
+
+
+def actions(item: Item) -> tuple[Action, ...]:
+    """The actions of an item: one, or the forward and the backward of an overlapped pair."""
+    return (item.forward, item.backward) if isinstance(item, Overlap) else (item,)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The table of one training step.
+
+    ranks: pipeline ranks. micro_batches: in all flows together. placement: (flow, stage) -> rank.
+    programs: one a rank.
+    """
+
+    name: str
+    ranks: int
+    micro_batches: int
+    placement: Placement
+    programs: tuple[Program, ...]
+
+    @property
+    def flows(self) -> int:
+        return 1 + max(flow for flow, _ in self.placement)
+
+    @property
+    def stages(self) -> int:
+        """Stages of the model, counted once however many flows pass through them."""
+        return 1 + max(stage for _, stage in self.placement)
+
+    @property
+    def micro_batches_per_flow(self) -> int:
+        return self.micro_batches // self.flows
+
+    def stages_of(self, rank: int) -> list[tuple[int, int]]:
+        """The (flow, stage) pairs that `rank` holds, in order."""
+        return sorted(place for place, holder in self.placement.items() if holder == rank)
+
+    def items(self) -> Iterator[tuple[int, int, Item]]:
+        """Every (rank, position, item)."""
+        for rank, program in enumerate(self.programs):
+            for position, item in enumerate(program):
+                yield rank, position, item
