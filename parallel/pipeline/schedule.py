@@ -64,7 +64,7 @@ class Schedule:
     """The table of one training step.
 
     ranks: pipeline ranks. micro_batches: in all flows together. placement: (flow, stage) -> rank.
-    programs: one a rank.
+    programs: one a rank. training: False for a table of forwards only, as evaluation runs it.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Schedule:
     micro_batches: int
     placement: Placement
     programs: tuple[Program, ...]
+    training: bool = True
 
     @property
     def flows(self) -> int:
@@ -95,3 +96,29 @@ class Schedule:
         for rank, program in enumerate(self.programs):
             for position, item in enumerate(program):
                 yield rank, position, item
+
+    @property
+    def stage_share(self) -> float:
+        """One stage as a part of a full stage, which is one `ranks`-th of the model."""
+        return self.ranks / self.stages
+
+    def rows(self) -> dict[str, list[list[object]]]:
+        """The table as plain lists, for a JSON file.
+
+        {"rank0": [["F", flow, stage, micro_batch], ...]}; an overlapped pair is
+        ["FB", [flow, stage, micro_batch], [flow, stage, micro_batch]], the forward first.
+        """
+        return {f"rank{r}": [_row(item) for item in p] for r, p in enumerate(self.programs)}
+
+
+def _row(item: Item) -> list[object]:
+    if isinstance(item, Overlap):
+        return ["FB", *([a.flow, a.stage, a.micro_batch] for a in actions(item))]
+    return [item.kind, item.flow, item.stage, item.micro_batch]
+
+
+def require_counts(name: str, ranks: int, micro_batches: int) -> None:
+    """Raise ScheduleError unless there is at least one rank and one micro-batch."""
+    for key, count in (("ranks", ranks), ("micro_batches", micro_batches)):
+        if count < 1:
+            raise ScheduleError(f"{name} needs pipeline.{key} >= 1, got {count}")

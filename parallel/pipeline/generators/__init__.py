@@ -1,0 +1,33 @@
+"""Schedules by name. A generator is a pure function of (ranks, micro_batches) -> Schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from parallel.pipeline.generators.dualpipe import dualpipe, dualpipev
+from parallel.pipeline.generators.forward_only import forward_only
+from parallel.pipeline.generators.gpipe import gpipe
+from parallel.pipeline.generators.one_f_one_b import one_f_one_b
+from parallel.pipeline.schedule import Schedule, ScheduleError
+
+__all__ = ["GENERATORS", "forward_only", "generate"]
+
+GENERATORS: Mapping[str, Callable[[int, int], Schedule]] = {
+    "gpipe": gpipe,
+    "1f1b": one_f_one_b,
+    "dualpipe": dualpipe,
+    "dualpipev": dualpipev,
+}
+
+
+def generate(name: str, ranks: int, micro_batches: int) -> Schedule:
+    """The schedule called `name`; micro_batches counts those of all flows together.
+
+    Raises ScheduleError, in one line that names the config key and what would be right, where
+    there is no such schedule or it does not support these numbers.
+    """
+    if name not in GENERATORS:
+        raise ScheduleError(
+            f"pipeline.schedule: no schedule is called {name!r}; there are {', '.join(GENERATORS)}"
+        )
+    return GENERATORS[name](ranks, micro_batches)

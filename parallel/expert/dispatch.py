@@ -1,0 +1,150 @@
+"""Sending tokens to the ranks that hold their experts, and the results back.
+
+A backend is a Dispatcher: `plan` looks at the routing of one micro-batch and starts the exchange
+of counts; the plan's `dispatch` and `combine` are the two all-to-alls, on the tape. A plan holds
+all state of its micro-batch. Dropless, and a token goes at most once to each rank: its routing
+weights travel with it and are applied there, so that `combine` is a plain sum.
+
+Shapes: T tokens here, K experts a token, D model width, S rows sent, N rows received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.expert.all_to_all import AllToAll
+from parallel.pipeline.passes import Pass
+from parallel.pipeline.tape import Tape
+
+
+@dataclass(frozen=True)
+class Received:
+    """Tokens for the experts of this rank.
+
+    x_ND: the tokens. weights_NK: their routing weights. experts_NK (int64): the chosen experts as
+    numbered on this rank, -1 where a choice lies on another rank.
+    """
+
+    x_ND: Tensor
+    weights_NK: Tensor
+    experts_NK: Tensor
+
+
+class Plan(Protocol):
+    """The exchange of one micro-batch in one layer."""
+
+    def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
+        """Send each token to the ranks of its experts."""
+
+    def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
+        """Send results back and sum them by token, [T, D]."""
+
+
+class Dispatcher(Protocol):
+    """A backend."""
+
+    def plan(self, tape: Tape, experts_TK: Tensor) -> Plan:
+        """Start the exchange of counts for these choices (global expert numbers, int64)."""
+
+
+class LocalDispatcher:
+    """All experts are here: nothing is exchanged."""
+
+    def plan(self, tape: Tape, experts_TK: Tensor) -> Plan:
+        return _LocalPlan(experts_TK)
+
+
+@dataclass(frozen=True)
+class _LocalPlan:
+    experts_TK: Tensor
+
+    def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
+        yield from ()
+        return Received(x_TD, weights_TK, self.experts_TK)
+
+    def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
+        yield from ()
+        return y_ND
+
+
+@dataclass(frozen=True)
+class AllToAllDispatcher:
+    """Exchange over torch.distributed's all_to_all_single (gloo, NCCL).
+
+    group: the expert-parallel ranks; rank i of it holds experts [i, i + 1) x experts_per_rank.
+    """
+
+    group: dist.ProcessGroup
+    experts_per_rank: int
+
+    def plan(self, tape: Tape, experts_TK: Tensor) -> Plan:
+        ranks = self.group.size()
+        owner_TK = experts_TK // self.experts_per_rank
+        goes_TR = torch.zeros(
+            (len(experts_TK), ranks), dtype=torch.bool, device=experts_TK.device
+        ).scatter_(1, owner_TK, True)
+        sent_R = goes_TR.sum(0)
+        one_each = (1,) * ranks
+        counts = tape.exchange_counts("counts", AllToAll(self.group, one_each, one_each), sent_R)
+        owner_S, token_S = goes_TR.t().nonzero(as_tuple=True)
+        here_SK = owner_TK[token_S] == owner_S.unsqueeze(1)
+        local_SK = experts_TK[token_S] - owner_S.unsqueeze(1) * self.experts_per_rank
+        return _AllToAllPlan(
+            group=self.group,
+            tokens=len(experts_TK),
+            token_S=token_S,
+            here_SK=here_SK,
+            local_SK=local_SK.masked_fill(~here_SK, -1),
+            sent_R=sent_R,
+            counts=counts,
+        )
+
+
+@dataclass
+class _AllToAllPlan:
+    group: dist.ProcessGroup
+    tokens: int
+    token_S: Tensor
+    here_SK: Tensor
+    local_SK: Tensor
+    sent_R: Tensor
+    counts: Callable[[], Tensor]
+    _collective: AllToAll | None = None
+
+    def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
+        x_SD, routing_S2K = tape.compute(self.pack, x_TD, weights_TK)
+        received_R = self.counts()
+        self._collective = AllToAll(
+            self.group, tuple(self.sent_R.tolist()), tuple(received_R.tolist())
+        )
+        x_ND, routing_N2K = yield from tape.exchange(
+            "dispatch", self._collective, x_SD, routing_S2K
+        )
+        weights_NK, experts_NK = tape.compute(_unpack_routing, routing_N2K)
+        return Received(x_ND, weights_NK, experts_NK)
+
+    def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
+        (y_SD,) = yield from tape.exchange("combine", self._collective.reversed(), y_ND)
+        return tape.compute(self.sum_by_token, y_SD)
+
+    def pack(self, x_TD: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows to send; their weights, then their expert numbers as floats (exact to 2^24)."""
+        weights_SK = weights_TK.index_select(0, self.token_S) * self.here_SK
+        routing_S2K = torch.cat([weights_SK, self.local_SK.to(weights_SK.dtype)], dim=-1)
+        return x_TD.index_select(0, self.token_S), routing_S2K
+
+    def sum_by_token(self, y_SD: Tensor) -> Tensor:
+        """Results summed over the ranks that each token went to, [T, D]."""
+        y_TD = y_SD.new_zeros(self.tokens, y_SD.shape[1])
+        return y_TD.index_add(0, self.token_S, y_SD)
+
+
+def _unpack_routing(routing_N2K: Tensor) -> tuple[Tensor, Tensor]:
+    weights_NK, local_NK = routing_N2K.chunk(2, dim=-1)
+    return weights_NK, local_NK.detach().long()

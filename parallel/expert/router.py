@@ -1,0 +1,90 @@
+"""Which experts a token goes to, and how much each counts: pure functions of scores.
+
+Source: DeepSeek-V3 (arXiv 2412.19437) sections 2.1.2 and 4.2; DeepSeek-V2 (arXiv 2405.04434) 2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RouterOptions:
+    """How tokens choose experts.
+
+    score: "sigmoid" (V3; a group scores the sum of its two best) or "softmax" (V2; its best).
+    top_k: experts a token. groups, top_groups: experts lie in `groups` equal groups, and a token
+    chooses among those of its `top_groups` best groups. normalise: divide the chosen weights by
+    their sum. scale: factor on the weights.
+    """
+
+    score: Literal["sigmoid", "softmax"] = "sigmoid"
+    top_k: int = 2
+    groups: int = 1
+    top_groups: int = 1
+    normalise: bool = True
+    scale: float = 1.0
+
+
+def scores(logits_TE: Tensor, options: RouterOptions) -> Tensor:
+    """Affinities [T, E] of tokens to experts (V3 eq. 15: sigmoid)."""
+    if options.score == "sigmoid":
+        return logits_TE.sigmoid()
+    return logits_TE.softmax(-1)
+
+
+def choose(scores_TE: Tensor, bias_E: Tensor, options: RouterOptions) -> tuple[Tensor, Tensor]:
+    """Choose experts on biased scores and weigh them by unbiased ones (V3 eq. 12, 13 and 16).
+
+    Returns weights [T, K], differentiable in the scores, and experts [T, K] (int64).
+    """
+    biased_TE = scores_TE.detach() + bias_E
+    if options.groups > 1:
+        biased_TE = _keep_best_groups(biased_TE, options)
+    experts_TK = biased_TE.topk(options.top_k, dim=-1, sorted=False).indices
+    weights_TK = scores_TE.gather(-1, experts_TK)
+    if options.normalise:
+        weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+    return weights_TK * options.scale, experts_TK
+
+
+def _keep_best_groups(biased_TE: Tensor, options: RouterOptions) -> Tensor:
+    """Biased scores with those outside each token's best groups at minus infinity."""
+    grouped_TGM = biased_TE.unflatten(-1, (options.groups, -1))
+    best = min(2, grouped_TGM.shape[-1]) if options.score == "sigmoid" else 1
+    group_scores_TG = grouped_TGM.topk(best, dim=-1).values.sum(-1)
+    kept_TM = group_scores_TG.topk(options.top_groups, dim=-1, sorted=False).indices
+    dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter(-1, kept_TM, False)
+    return grouped_TGM.masked_fill(dropped_TG.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+def sequence_balance(scores_BSE: Tensor, top_k: int) -> Tensor:
+    """Sequence-wise balance of each sequence, [B]: sum over experts of f_i P_i (V3 eq. 17 to 20).
+
+    1.0 is perfect balance. f counts the top-K of unbiased scores, as the paper writes it.
+    """
+    sequence, experts = scores_BSE.shape[-2:]
+    chosen_BSK = scores_BSE.detach().topk(top_k, dim=-1, sorted=False).indices
+    ones = torch.ones_like(chosen_BSK, dtype=scores_BSE.dtype)
+    hits_BE = scores_BSE.new_zeros(scores_BSE.shape[0], experts)
+    hits_BE.scatter_add_(-1, chosen_BSK.flatten(-2), ones.flatten(-2))
+    f_BE = hits_BE * experts / (top_k * sequence)
+    P_BE = (scores_BSE / scores_BSE.sum(-1, keepdim=True)).mean(-2)
+    return (f_BE * P_BE).sum(-1)
+
+
+def expert_load(experts_TK: Tensor, experts: int) -> Tensor:
+    """Tokens sent to each expert, [E] (int64)."""
+    return torch.bincount(experts_TK.flatten(), minlength=experts)
+
+
+@torch.no_grad()
+def move_bias(bias_E: Tensor, load_E: Tensor, gamma: float) -> None:
+    """Auxiliary-loss-free balancing (V3 section 2.1.2): after a step, raise by gamma the bias of
+    each expert below the mean of the global batch's load, lower it above."""
+    load_E = load_E.to(bias_E.dtype)
+    bias_E.add_(gamma * torch.sign(load_E.mean() - load_E))

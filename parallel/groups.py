@@ -1,0 +1,26 @@
+"""Process groups: one for each set of ranks that talks, made in one order on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+
+import torch.distributed as dist
+
+RankSet = tuple[int, ...]
+
+
+def make_groups(
+    rank_sets: Iterable[RankSet], rank: int, timeout: timedelta
+) -> Mapping[RankSet, dist.ProcessGroup]:
+    """Make a group of each distinct set and return those that `rank` is in.
+
+    Every rank must pass the same sets: making a group is collective over the world. Sets of one
+    rank get no group.
+    """
+    mine: dict[RankSet, dist.ProcessGroup] = {}
+    for ranks in sorted({ranks for ranks in rank_sets if len(ranks) > 1}):
+        group = dist.new_group(list(ranks), timeout=timeout)
+        if rank in ranks:
+            mine[ranks] = group
+    return mine

@@ -1,0 +1,76 @@
+"""What happened when, inside the passes: for tests of the overlap, and for measuring it.
+
+Times are of the host clock, in seconds. On CUDA they are the times of the launches, not of the
+kernels: use a profiler there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+What = Literal["compute", "weights", "recompute", "start", "wait", "flight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that a pass did.
+
+    label: the pass ("F", "B", "I", "W", and a "&" behind it inside an overlapped pair).
+    what: "compute" a segment, "weights" queued weight gradients, "recompute" a segment rerun,
+    "start" a collective, "wait" for it (the exposed time), "flight" from start to completion.
+    name: of the segment or of the collective.
+    """
+
+    label: str
+    what: What
+    name: str
+    begin: float
+    end: float
+
+
+class Recorder(Protocol):
+    """Receives events; see EventLog and Silence."""
+
+    def span(self, label: str, what: What, name: str): ...  # type: ignore[no-untyped-def]
+
+    def flight(self, label: str, name: str, begin: float, pending: object) -> None: ...
+
+
+class Silence:
+    """Records nothing, at no cost worth measuring."""
+
+    @contextmanager
+    def span(self, label: str, what: What, name: str) -> Iterator[None]:
+        yield
+
+    def flight(self, label: str, name: str, begin: float, pending: object) -> None:
+        return None
+
+
+class EventLog:
+    """Keeps every event in order."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    @contextmanager
+    def span(self, label: str, what: What, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.events.append(Event(label, what, name, begin, time.perf_counter()))
+
+    def flight(self, label: str, name: str, begin: float, pending: object) -> None:
+        """Note when `pending` completes, if it can tell (`on_completion(callback)`)."""
+        on_completion = getattr(pending, "on_completion", None)
+        if on_completion is not None:
+            on_completion(
+                lambda: self.events.append(
+                    Event(label, "flight", name, begin, time.perf_counter())
+                )
+            )

@@ -1,0 +1,137 @@
+"""Packed windows of a split, and the batches made of them: any one from its number alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.data.corpus import Split, Tokens
+from trainer.data.errors import DataError
+from trainer.data.shuffle import Purpose, permutation
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """How an epoch reads a split: documents end to end in a shuffled order, then the windows.
+
+    documents: [n] document numbers in reading order. starts: [n + 1] where each begins in the
+    epoch's stream. windows: [windows of the epoch] the window that each turn reads.
+    """
+
+    documents: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    windows: NDArray[np.int64]
+
+
+class Batches:
+    """Global batches over a split, epoch after epoch; a pure function of seed and number.
+
+    Each epoch shuffles the documents, joins them, and cuts the stream into windows: window i has
+    the tokens t = stream[i * S : i * S + S + 1 + lookahead] with S the sequence length, so the
+    targets t[1 : S + 1] of an epoch tile the stream and no token is a target twice. What is left
+    at the end, too short for a window, waits for another epoch's order. Then the windows are
+    shuffled, so that a batch mixes documents. The stream itself is never built: an epoch costs
+    two int64 a document and one a window, and the two latest epochs are kept.
+    """
+
+    def __init__(
+        self, split: Split, *, seed: int, sequence_length: int, lookahead: int, global_batch: int
+    ) -> None:
+        """`lookahead`: MTP depth, in tokens; `global_batch`: sequences of a step, over all ranks.
+
+        Raises DataError if the split has too few tokens for one window.
+        """
+        self.split = split
+        self.seed = seed
+        self.sequence_length = sequence_length
+        self.window_tokens = sequence_length + 1 + lookahead
+        self.global_batch = global_batch
+        self.sequences_per_epoch = (split.size - 1 - lookahead) // sequence_length
+        self._orders: dict[int, EpochOrder] = {}
+        if self.sequences_per_epoch < 1:
+            raise DataError(
+                f"data.sequence_length: {sequence_length} needs {self.window_tokens} tokens "
+                f"(1 + {lookahead} to look ahead), but the {split.name} split has {split.size}; "
+                "set a shorter one, more text, or another data.validation_fraction"
+            )
+
+    def window(self, index: int) -> Tokens:
+        """Tokens [S + 1 + lookahead] of the running sequence `index`, counted over all epochs."""
+        epoch, turn = divmod(index, self.sequences_per_epoch)
+        order = self._order(epoch)
+        begin = int(order.windows[turn]) * self.sequence_length
+        return self._gather(order, begin, begin + self.window_tokens)
+
+    def windows(self, first: int, count: int) -> Tokens:
+        """Tokens [count, S + 1 + lookahead] of running sequences first .. first + count - 1."""
+        return np.stack([self.window(index) for index in range(first, first + count)])
+
+    def micro_batch(
+        self, step: int, data_rank: int, data_ranks: int, micro_batch: int, micro_batches: int
+    ) -> torch.Tensor:
+        """Tokens [sequences, S + 1 + lookahead] int64 of one micro-batch of one data rank.
+
+        The global batch of a step is the same under any layout: data rank d has its d-th
+        contiguous part, micro-batch m the m-th contiguous part of that. ValueError if the global
+        batch does not divide so, or a number is out of range.
+        """
+        parts = data_ranks * micro_batches
+        if self.global_batch % parts:
+            raise ValueError(
+                f"a global batch of {self.global_batch} sequences does not divide into "
+                f"{data_ranks} data ranks x {micro_batches} micro-batches"
+            )
+        if not (0 <= data_rank < data_ranks and 0 <= micro_batch < micro_batches):
+            raise ValueError(
+                f"data rank {data_rank} of {data_ranks}, micro-batch {micro_batch} of "
+                f"{micro_batches}: out of range"
+            )
+        sequences = self.global_batch // parts
+        part = data_rank * micro_batches + micro_batch
+        tokens = self.windows(step * self.global_batch + part * sequences, sequences)
+        return torch.from_numpy(tokens.astype(np.int64))
+
+    def _order(self, epoch: int) -> EpochOrder:
+        order = self._orders.get(epoch)
+        if order is None:
+            shuffle = permutation(self.split.documents.size, self.seed, Purpose.DOCUMENTS, epoch)
+            order = EpochOrder(
+                documents=self.split.documents[shuffle],
+                starts=np.concatenate(([0], np.cumsum(self.split.lengths[shuffle]))),
+                windows=permutation(self.sequences_per_epoch, self.seed, Purpose.WINDOWS, epoch),
+            )
+            # Two, because a step may begin in one epoch and end in the next.
+            while len(self._orders) >= 2:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = order
+        return order
+
+    def _gather(self, order: EpochOrder, begin: int, end: int) -> Tokens:
+        """stream[begin:end] of the epoch, from the pieces of the documents that it crosses."""
+        corpus = self.split.corpus
+        gathered = np.empty(end - begin, dtype=corpus.tokens.dtype)
+        turn = int(np.searchsorted(order.starts, begin, side="right")) - 1
+        at = begin
+        while at < end:
+            stop = min(end, int(order.starts[turn + 1]))
+            # Where the stream's position 0 would lie, were this document to reach back to it.
+            shift = int(corpus.offsets[order.documents[turn]]) - int(order.starts[turn])
+            gathered[at - begin : stop - begin] = corpus.tokens[at + shift : stop + shift]
+            at = stop
+            turn += 1
+        return gathered
+
+
+def validation_windows(
+    split: Split, *, seed: int, sequence_length: int, lookahead: int, sequences: int
+) -> Tokens:
+    """Fixed held-out windows [n, S + 1 + lookahead], the same at every evaluation.
+
+    The first `sequences` (or all, if there are fewer) of the split's first epoch: shuffled, so
+    that few windows still speak for many documents. DataError if not one window fits.
+    """
+    batches = Batches(
+        split, seed=seed, sequence_length=sequence_length, lookahead=lookahead, global_batch=1
+    )
+    return batches.windows(0, min(sequences, batches.sequences_per_epoch))

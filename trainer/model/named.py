@@ -1,0 +1,58 @@
+"""Tensors of a model part under the names of the released checkpoints, whatever the layout.
+
+The experts of a rank are one grouped parameter here and single matrices there. Initialisation,
+saving and comparing all go by these names, so none of them depends on the layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from trainer.model.part import ModelPart
+
+
+def named_tensors(
+    part: ModelPart, expert_rank: int, value: Callable[[Tensor], Tensor] = lambda p: p.data
+) -> Iterator[tuple[str, Tensor]]:
+    """Every weight as (name, view).
+
+    value: what to show of a parameter; itself, or `lambda p: p.grad`.
+    """
+    for name, parameter in part.named_parameters():
+        if ".mlp.experts." not in name:
+            yield name, value(parameter)
+            continue
+        prefix, kind = name.rsplit(".", 1)
+        grouped = value(parameter)
+        for here, matrix in enumerate(grouped):
+            expert = f"{prefix}.{expert_rank * len(grouped) + here}"
+            if kind == "gate_up_proj":
+                gate, up = matrix.chunk(2)
+                yield f"{expert}.gate_proj.weight", gate
+                yield f"{expert}.up_proj.weight", up
+            else:
+                yield f"{expert}.down_proj.weight", matrix
+
+
+def named_biases(part: ModelPart) -> Iterator[tuple[str, Tensor]]:
+    """The router biases as (name, tensor)."""
+    return ((n, b) for n, b in part.named_buffers() if n.endswith("e_score_correction_bias"))
+
+
+@torch.no_grad()
+def initialise(part: ModelPart, expert_rank: int, seed: int, std: float) -> None:
+    """Draw each matrix from N(0, std) with a generator seeded by the seed and its name, set norms
+    to one and the router bias to zero: the same weights under every layout."""
+    for name, tensor in named_tensors(part, expert_rank):
+        if tensor.ndim == 1:
+            tensor.fill_(1)
+            continue
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        tensor.copy_(torch.empty(tensor.shape).normal_(0, std, generator=generator))
+    for _, bias in named_biases(part):
+        bias.zero_()
