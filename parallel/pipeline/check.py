@@ -247,7 +247,9 @@ def _check_rendezvous(lowered: Lowered) -> None:
             event, where = blocked
             waiting[event] = rank, where
     if waiting:
-        raise ScheduleError(min(waiting.values())[1])
+        # The root first: a blocked sender, before those who wait for what it would send later.
+        event = min(waiting, key=lambda event: (event[0] != "posted", waiting[event][0]))
+        raise ScheduleError(waiting[event][1])
 
 
 def _follow(

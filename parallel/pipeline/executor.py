@@ -74,7 +74,6 @@ class Executor:
     stages: Mapping[tuple[int, int], Stage]
     transport: Transport | None
     overlap: bool = True
-    training: bool = True
     recorder: Recorder = field(default_factory=Silence)
 
     _micro_batches: MicroBatches = field(init=False)
@@ -128,14 +127,14 @@ class Executor:
         return self._backward(action, label)
 
     def _forward(self, action: Action, label: str) -> Pass[None]:
-        tape = Tape(training=self.training, label=label, recorder=self.recorder)
+        tape = Tape(training=self.schedule.training, label=label, recorder=self.recorder)
         x = self._input(action, label)
-        if x is not None and self.training:
+        if x is not None and self.schedule.training:
             x.requires_grad_()
         stage = self.stages[action.flow, action.stage]
         y = yield from stage.forward(tape, x, self._micro_batches(action.flow, action.micro_batch))
         self._result.add(tape)
-        if self.training:
+        if self.schedule.training:
             self._in_flight[_key(action)] = _InFlight(tape, x, y)
         if y is not None:
             self._hand_over(action, y.detach())

@@ -106,6 +106,8 @@ def outputs(schedule: Schedule, item: Item) -> tuple[Message, ...]:
 def lower(schedule: Schedule, ahead: int = 2) -> Lowered:
     """Add sends and receives to `schedule`, each receive posted at least `ahead` items before use.
 
+    Two items ahead are enough, and for DualPipe the least, that no schedule here could deadlock
+    even if every send blocked until its receive is posted.
     Raises ScheduleError where a message is sent that no item uses, or used that none sends.
     """
     sends = [[outputs(schedule, item) for item in program] for program in schedule.programs]

@@ -18,6 +18,9 @@ from trainer.model.part import ModelPart
 from trainer.model.partition import Partition
 
 
+PADDING = -1
+
+
 @dataclass(frozen=True)
 class ModelStage:
     """Stage `index` of the model, on the parameters of `part`.
@@ -34,10 +37,10 @@ class ModelStage:
     config: Config
 
     def forward(self, tape: Tape, x: Tensor | None, micro_batch: Tensor) -> Pass[Tensor | None]:
-        """micro_batch: tokens [B, S + 1 + MTP depth]. x, and the result: hidden state [B x S, D];
-        the first stage takes none, the last returns none."""
+        """micro_batch: tokens [B, S + 1 + MTP depth]; -1 pads it, and is never a target. x, and the
+        result: hidden state [B x S, D]; the first stage takes none, the last returns none."""
         if self.index == 0:
-            tokens_T = self._tokens(micro_batch, 0)
+            tokens_T = self._tokens(micro_batch, 0).clamp(min=0)
             x = tape.compute(
                 embedding, tokens_T, self.part.embed_tokens.weight, tape.weight_gradients
             )
@@ -57,7 +60,7 @@ class ModelStage:
         self._add_loss(tape, "loss", hidden_TD, self._tokens(micro_batch, 1), per_token)
         for depth, layer in enumerate(self.parts.mtp_layers(), start=1):
             module = self.part.layers[str(layer)]
-            known_T = self._tokens(micro_batch, depth)
+            known_T = self._tokens(micro_batch, depth).clamp(min=0)
             embed = self.part.embed_tokens.weight
             hidden_TD = yield from module.predict(tape, hidden_TD, known_T, embed)
             normed_TD = tape.compute(
@@ -85,4 +88,4 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of the head's logits, summed over tokens, in nats."""
     logits_TV = linear(normed_TD, head_VD, queue)
-    return nn.functional.cross_entropy(logits_TV, target_T, reduction="sum")
+    return nn.functional.cross_entropy(logits_TV, target_T, ignore_index=PADDING, reduction="sum")

@@ -1,0 +1,160 @@
+"""The contract: any layout gives the numbers of one process, in float64 to rounding."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parallel.process import Process
+from tests.distributed import run_world
+from trainer.config import (
+    AttentionConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    MTPConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    RecomputeConfig,
+    RunConfig,
+)
+from trainer.layout import build
+from trainer.model.named import named_biases, named_tensors
+from trainer.trainer import Trainer
+from trainer.validate import validate
+
+TOLERANCE = 1e-10
+STEPS = 2
+SCHEDULES = ("1f1b", "gpipe", "dualpipe", "dualpipev")
+LAYOUTS = [
+    (1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (4, 1, 1), (2, 2, 2),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run the same two steps. mesh: (pipeline, expert, expert_data)."""
+
+    schedule: str
+    mesh: tuple[int, int, int]
+    mtp: int
+    recompute: bool
+    overlap: bool
+
+    def config(self) -> Config:
+        pipeline, expert, expert_data = self.mesh
+        return Config(
+            run=RunConfig(steps=STEPS, dtype="float64", seed=1),
+            mesh=MeshConfig(pipeline=pipeline, expert=expert, expert_data=expert_data),
+            pipeline=PipelineConfig(self.schedule, 2 * pipeline, self.overlap),
+            recompute=RecomputeConfig(*(self.recompute,) * 3),
+            model=ModelConfig(
+                vocab_size=257,
+                layers=8,
+                dense_layers=1,
+                dim=16,
+                dense_dim=24,
+                init_std=0.2,
+                attention=AttentionConfig(2, 12, 8, 6, 4, 6),
+                moe=MoEConfig(
+                    experts=8, shared_experts=1, top_k=3, groups=4, top_groups=2, expert_dim=8,
+                    scale=2.5, bias_gamma=0.05, balance_alpha=0.01,
+                ),
+                mtp=MTPConfig(self.mtp, 0.3),
+            ),
+            data=DataConfig(sequence_length=6, global_batch=16),
+            optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0, clip=0.5),
+        )  # fmt: skip
+
+
+def run_cases(process: Process, cases: list[Case]) -> list[dict[str, Any]]:
+    """Two steps of each case: losses, norms, gradients of the second step, weights and biases."""
+    return [run_case(process, case) for case in cases]
+
+
+def run_case(process: Process, case: Case) -> dict[str, Any]:
+    config = case.config()
+    validate(config, process.world)
+    layout = build(config, process, torch.device("cpu"))
+    trainer = Trainer(layout)
+    tokens = torch.randint(0, 257, (STEPS, 16, 8), generator=torch.Generator().manual_seed(3))
+    results: dict[str, Any] = {"steps": []}
+    for step in range(STEPS):
+        parts = tokens[step, :, : 7 + case.mtp].split(layout.sequences)
+        first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
+        metrics = trainer.step(step, lambda m, p=parts, f=first: p[f + m])
+        results["steps"].append(metrics)
+    rank, part = layout.expert_rank, layout.part
+    results["gradients"] = _arrays(named_tensors(part, rank, lambda p: p.grad))
+    results["weights"] = _arrays(named_tensors(part, rank))
+    results["biases"] = _arrays(named_biases(part))
+    validation = torch.randint(0, 257, (5, 7 + case.mtp), generator=torch.Generator().manual_seed(4))
+    results["evaluation"] = trainer.evaluate(validation)
+    return results
+
+
+def _arrays(named: Any) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy().copy() for name, tensor in named}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[int, dict[str, Any]]:
+    """One process, plain 1F1B, nothing overlapped or recomputed; by MTP depth."""
+    return {
+        mtp: run_case(Process(), Case("1f1b", (1, 1, 1), mtp, recompute=False, overlap=False))
+        for mtp in (0, 1)
+    }
+
+
+def _cases(mesh: tuple[int, int, int]) -> list[Case]:
+    cases = [
+        Case(schedule, mesh, mtp, recompute, overlap)
+        for schedule, mtp, recompute, overlap in itertools.product(
+            SCHEDULES, (0, 1), (False, True), (False, True)
+        )
+    ]
+    # DualPipe needs two ranks to mirror each other.
+    return [case for case in cases if not (case.schedule == "dualpipe" and mesh[0] == 1)]
+
+
+@pytest.mark.parametrize("mesh", LAYOUTS, ids=lambda mesh: "x".join(map(str, mesh)))
+def test_any_layout_gives_the_numbers_of_one_process(
+    mesh: tuple[int, int, int], reference: dict[int, dict[str, Any]]
+) -> None:
+    cases = _cases(mesh)
+    world = mesh[0] * mesh[1] * mesh[2]
+    for rank, results in enumerate(run_world(world, run_cases, cases, timeout=400)):
+        for case, result in zip(cases, results):
+            _compare(f"{case} on rank {rank}", result, reference[case.mtp])
+
+
+def _compare(where: str, result: dict[str, Any], expected: dict[str, Any]) -> None:
+    for step, (ours, theirs) in enumerate(zip(result["steps"], expected["steps"])):
+        for field in ("loss", "balance", "gradient_norm", "load_max", "load_unused"):
+            assert getattr(ours, field) == pytest.approx(
+                getattr(theirs, field), rel=TOLERANCE, abs=TOLERANCE
+            ), f"{where}: {field} of step {step}"
+        assert ours.mtp_losses == pytest.approx(theirs.mtp_losses, rel=TOLERANCE), where
+    assert result["evaluation"] == pytest.approx(expected["evaluation"], rel=TOLERANCE), where
+    for kind in ("gradients", "weights", "biases"):
+        assert result[kind], f"{where}: no {kind}"
+        for name, value in result[kind].items():
+            np.testing.assert_allclose(
+                value, expected[kind][name], rtol=0, atol=TOLERANCE,
+                err_msg=f"{where}: {kind} of {name}",
+            )  # fmt: skip
+
+
+def test_the_ranks_together_hold_every_tensor(reference: dict[int, dict[str, Any]]) -> None:
+    case = Case("dualpipe", (2, 2, 1), 1, recompute=False, overlap=True)
+    results = run_world(4, run_cases, [case])
+    held = set().union(*(result[0]["weights"] for result in results))
+    assert held == set(reference[1]["weights"])
+    assert replace(case, mtp=0) != case

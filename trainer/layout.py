@@ -1,0 +1,144 @@
+"""One rank's share of a run: its place in the mesh, its groups, its part of the model, and the
+pipeline that runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from parallel.copies import Gradients, all_copies, copies
+from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+from parallel.groups import RankSet, make_groups
+from parallel.mesh import Mesh
+from parallel.pipeline.executor import Executor
+from parallel.pipeline.generators import forward_only, generate
+from parallel.pipeline.lower import lower
+from parallel.pipeline.recorder import Recorder, Silence
+from parallel.pipeline.schedule import Schedule
+from parallel.pipeline.transport import Transport
+from parallel.process import Process
+from trainer.config import Config
+from trainer.model.named import initialise
+from trainer.model.part import ModelPart
+from trainer.model.partition import Partition, partition
+from trainer.model.stage import ModelStage
+from trainer.validate import mesh_of
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class Layout:
+    """What a rank holds. `build` makes one."""
+
+    config: Config
+    process: Process
+    device: torch.device
+    mesh: Mesh
+    schedule: Schedule
+    parts: Partition
+    part: ModelPart
+    gradients: Gradients
+    copies_of: dict[str, RankSet]
+    transport: Transport | None
+
+    @property
+    def pipeline_rank(self) -> int:
+        return self.mesh.coordinate(self.process.rank).pipeline
+
+    @property
+    def expert_rank(self) -> int:
+        return self.mesh.coordinate(self.process.rank).expert
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a micro-batch."""
+        parts = self.mesh.data * self.config.pipeline.micro_batches
+        return self.config.data.global_batch // parts
+
+    def trainer(self, overlap: bool, recorder: Recorder | None = None) -> Executor:
+        """The executor of training steps."""
+        return self._executor(self.schedule, overlap, recorder)
+
+    def evaluator(self, micro_batches: int) -> Executor:
+        """The executor of forward passes only."""
+        return self._executor(forward_only(self.schedule.placement, micro_batches), True, None)
+
+    def _executor(self, schedule: Schedule, overlap: bool, recorder: Recorder | None) -> Executor:
+        return Executor(
+            schedule=schedule,
+            program=lower(schedule).programs[self.pipeline_rank],
+            stages={
+                (flow, stage): ModelStage(stage, self.part, self.parts, self.config)
+                for flow, stage in schedule.stages_of(self.pipeline_rank)
+            },
+            transport=self.transport,
+            overlap=overlap,
+            recorder=recorder or Silence(),
+        )
+
+
+def build(config: Config, process: Process, device: torch.device) -> Layout:
+    """Make the process groups and this rank's part of the model, with its initial weights.
+
+    Collective: every rank of the world must call it. The world's group exists if there is one.
+    """
+    mesh = mesh_of(config)
+    pipeline = config.pipeline
+    schedule = generate(pipeline.schedule, mesh.pipeline, pipeline.micro_batches)
+    parts = partition(
+        config.model.layers, schedule.stages, config.model.mtp.depth, pipeline.layers_per_stage
+    )
+    timeout = timedelta(seconds=config.run.timeout)
+    rank = process.rank
+    place = mesh.coordinate(rank)
+
+    groups = make_groups(all_copies(parts.homes(), mesh, schedule.placement), rank, timeout)
+    part = ModelPart(
+        config,
+        parts,
+        {stage for _, stage in schedule.stages_of(place.pipeline)},
+        _dispatcher(config, mesh, rank, timeout),
+    ).to(device=device, dtype=DTYPES[config.run.dtype])
+    initialise(part, place.expert, config.run.seed, config.model.init_std)
+
+    parameters = dict(part.named_parameters())
+    copies_of = {
+        name: copies(parts.home(name), mesh, schedule.placement, place.expert)
+        for name in parameters
+    }
+    gradients = Gradients(parameters, copies_of, groups, rank)
+    layout = Layout(
+        config, process, device, mesh, schedule, parts, part, gradients, copies_of, None
+    )
+    layout.transport = _transport(layout, timeout)
+    return layout
+
+
+def _dispatcher(config: Config, mesh: Mesh, rank: int, timeout: timedelta) -> Dispatcher:
+    groups = make_groups((mesh.expert_group(r) for r in range(mesh.world)), rank, timeout)
+    if mesh.expert == 1:
+        return LocalDispatcher()
+    group: dist.ProcessGroup = groups[mesh.expert_group(rank)]
+    return AllToAllDispatcher(group, config.model.moe.experts // mesh.expert)
+
+
+def _transport(layout: Layout, timeout: timedelta) -> Transport | None:
+    mesh, rank, config = layout.mesh, layout.process.rank, layout.config
+    pipelines = [mesh.pipeline_group(r) for r in range(mesh.data)]
+    up, down = (make_groups(pipelines, rank, timeout) for _ in range(2))
+    if mesh.pipeline == 1:
+        return None
+    ranks = mesh.pipeline_group(rank)
+    tokens = layout.sequences * config.data.sequence_length
+    return Transport(
+        ranks=ranks,
+        up=up[ranks],
+        down=down[ranks],
+        shape=(tokens, config.model.dim),
+        dtype=DTYPES[config.run.dtype],
+        device=layout.device,
+    )

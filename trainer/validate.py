@@ -1,0 +1,176 @@
+"""What a config must satisfy before anything starts: each violation is one line that names the key
+and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parallel.mesh import Mesh
+from parallel.pipeline.generators import generate
+from parallel.pipeline.schedule import ScheduleError
+from trainer.config import Config
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run."""
+
+
+def validate(config: Config, world_size: int) -> None:
+    """Raise ConfigError for the first thing that cannot work with `world_size` processes."""
+    for problem in _problems(config, world_size):
+        raise ConfigError(problem)
+
+
+def mesh_of(config: Config) -> Mesh:
+    return Mesh(config.mesh.pipeline, config.mesh.expert_data, config.mesh.expert)
+
+
+def _problems(config: Config, world_size: int) -> Iterator[str]:
+    yield from _out_of_range(config)
+    yield from _mesh_problems(config, world_size)
+    yield from _model_problems(config)
+    yield from _pipeline_problems(config)
+    yield from _batch_problems(config)
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
+    model, attention, moe = config.model, config.model.attention, config.model.moe
+    positive = {
+        "run.steps": config.run.steps,
+        "run.timeout": config.run.timeout,
+        "mesh.pipeline": config.mesh.pipeline,
+        "mesh.expert": config.mesh.expert,
+        "mesh.expert_data": config.mesh.expert_data,
+        "pipeline.micro_batches": config.pipeline.micro_batches,
+        "model.vocab_size": model.vocab_size,
+        "model.layers": model.layers,
+        "model.dim": model.dim,
+        "model.dense_dim": model.dense_dim,
+        "model.norm_eps": model.norm_eps,
+        "model.init_std": model.init_std,
+        "model.attention.heads": attention.heads,
+        "model.attention.q_lora_rank": 1 if attention.q_lora_rank is None else attention.q_lora_rank,
+        "model.attention.kv_lora_rank": attention.kv_lora_rank,
+        "model.attention.nope_head_dim": attention.nope_head_dim,
+        "model.attention.rope_head_dim": attention.rope_head_dim,
+        "model.attention.v_head_dim": attention.v_head_dim,
+        "model.attention.rope_theta": attention.rope_theta,
+        "model.moe.experts": moe.experts,
+        "model.moe.top_k": moe.top_k,
+        "model.moe.groups": moe.groups,
+        "model.moe.top_groups": moe.top_groups,
+        "model.moe.expert_dim": moe.expert_dim,
+        "model.moe.scale": moe.scale,
+        "data.sequence_length": config.data.sequence_length,
+        "data.global_batch": config.data.global_batch,
+        "optimizer.lr": config.optimizer.lr,
+        "optimizer.eps": config.optimizer.eps,
+        "metrics.log_every": config.metrics.log_every,
+        "metrics.eval_sequences": config.metrics.eval_sequences,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if not value > 0:
+            yield f"{key} must be more than 0, got {value}"
+    not_negative = {
+        "run.seed": config.run.seed,
+        "model.dense_layers": model.dense_layers,
+        "model.moe.shared_experts": moe.shared_experts,
+        "model.moe.bias_gamma": moe.bias_gamma,
+        "model.moe.balance_alpha": moe.balance_alpha,
+        "model.mtp.weight": model.mtp.weight,
+        "optimizer.min_lr_ratio": config.optimizer.min_lr_ratio,
+        "optimizer.warmup_steps": config.optimizer.warmup_steps,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.clip": config.optimizer.clip,
+        "metrics.eval_every": config.metrics.eval_every,
+    }
+    for key, value in not_negative.items():
+        if not value >= 0:
+            yield f"{key} must be 0 or more, got {value}"
+    if not 0 < config.data.validation_fraction < 1:
+        yield (
+            "data.validation_fraction must lie between 0 and 1, got "
+            f"{config.data.validation_fraction}"
+        )
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        yield f"optimizer.betas must each lie in [0, 1), got {list(config.optimizer.betas)}"
+    if not config.run.name or "/" in config.run.name or config.run.name in {".", ".."}:
+        yield f"run.name must be the name of a folder, got {config.run.name!r}"
+
+
+def _mesh_problems(config: Config, world_size: int) -> Iterator[str]:
+    mesh = mesh_of(config)
+    if mesh.world != world_size:
+        yield (
+            f"mesh.pipeline x mesh.expert_data x mesh.expert = {mesh.pipeline} x "
+            f"{mesh.expert_data} x {mesh.expert} = {mesh.world} processes, but {world_size} "
+            f"{'was' if world_size == 1 else 'were'} started: launch with "
+            f"`torchrun --nproc-per-node {mesh.world}`, or change mesh"
+        )
+    experts = config.model.moe.experts
+    if experts % mesh.expert:
+        yield (
+            f"model.moe.experts = {experts} cannot be divided among mesh.expert = {mesh.expert} "
+            f"ranks: set model.moe.experts to a multiple of {mesh.expert}"
+        )
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    model, attention, moe = config.model, config.model.attention, config.model.moe
+    if attention.rope_head_dim % 2:
+        yield f"model.attention.rope_head_dim must be even, got {attention.rope_head_dim}"
+    if not 0 <= model.mtp.depth <= 2:
+        yield f"model.mtp.depth must be 0, 1 or 2, got {model.mtp.depth}"
+    if model.dense_layers > model.layers:
+        yield (
+            f"model.dense_layers = {model.dense_layers} is more than model.layers = {model.layers}"
+        )
+    if moe.experts % moe.groups:
+        yield (
+            f"model.moe.experts = {moe.experts} cannot be divided into model.moe.groups = "
+            f"{moe.groups} equal groups"
+        )
+    if moe.top_groups > moe.groups:
+        yield (
+            f"model.moe.top_groups = {moe.top_groups} is more than model.moe.groups = {moe.groups}"
+        )
+    reachable = moe.experts // moe.groups * moe.top_groups
+    if moe.top_k > reachable:
+        yield (
+            f"model.moe.top_k = {moe.top_k} is more than the {reachable} experts that a token may "
+            f"choose from: lower it, or raise model.moe.top_groups or model.moe.experts"
+        )
+    if model.vocab_size < 257:
+        yield f"model.vocab_size must be at least 257 for bytes, got {model.vocab_size}"
+
+
+def _pipeline_problems(config: Config) -> Iterator[str]:
+    pipeline, layers = config.pipeline, config.model.layers
+    try:
+        stages = generate(pipeline.schedule, config.mesh.pipeline, pipeline.micro_batches).stages
+    except ScheduleError as error:
+        yield str(error)
+        return
+    given = pipeline.layers_per_stage
+    if given is None:
+        if layers < stages:
+            yield (
+                f"model.layers = {layers} is fewer than the {stages} stages of {pipeline.schedule} "
+                f"on mesh.pipeline = {config.mesh.pipeline}: set model.layers to {stages} or more"
+            )
+    elif len(given) != stages or sum(given) != layers or min(given) < 1:
+        yield (
+            f"pipeline.layers_per_stage = {given} must have {stages} entries of at least 1 (the "
+            f"stages of {pipeline.schedule}) that add up to model.layers = {layers}"
+        )
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    data_ranks, micro_batches = mesh_of(config).data, config.pipeline.micro_batches
+    if config.data.global_batch % (data_ranks * micro_batches):
+        multiple = data_ranks * micro_batches
+        yield (
+            f"data.global_batch = {config.data.global_batch} cannot be divided into "
+            f"{data_ranks} data ranks x pipeline.micro_batches = {micro_batches}: set "
+            f"data.global_batch to a multiple of {multiple}"
+        )
