@@ -42,6 +42,9 @@ class Process:
 def join(process: Process, device: torch.device, timeout: timedelta, init_method: str) -> None:
     """Make the world's process group, if there is more than one process."""
     if device.type == "cuda":
+        # One connection lets a communication kernel block computation that could hide it
+        # (Megatron-LM PR 6429: overlap gains 3.7 % with 1, 7.8 % with 32).
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         torch.cuda.set_device(device)
     if process.world > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -408,7 +408,7 @@ def test_the_blocked_sender_is_named_before_those_who_wait() -> None:
     schedule = generate("gpipe", 3, 7)
     program = list(schedule.programs[2])
     program[1], program[7] = program[7], program[1]
-    with pytest.raises(ScheduleError, match=r"^rank 1, position 3: F.* is blocked sending"):
+    with pytest.raises(ScheduleError, match=r"^rank 1, position 4: F.* is blocked sending"):
         check(with_program(schedule, 2, program))
 
 
@@ -575,6 +575,9 @@ def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("simulate: ") and printed.err.count("\n") == 1
-    with pytest.raises(SystemExit) as refused:
-        command("--ranks", "4", "--micro-batches", "8", "--hop", "-1")
-    assert refused.value.code == 2
+    for value in ("-1", "inf", "far"):
+        with pytest.raises(SystemExit) as refused:
+            command("--ranks", "4", "--micro-batches", "8", "--hop", value)
+        assert refused.value.code == 2
+        message = f"simulate: argument --hop: a cost is a number from 0 up, not {value}\n"
+        assert capsys.readouterr().err == message

@@ -13,6 +13,8 @@ from torch import Tensor
 from parallel.expert.router import move_bias
 from parallel.pipeline.executor import Executor, StepResult
 from parallel.pipeline.recorder import Recorder
+from parallel.together import gather
+from trainer.errors import RunError
 from trainer.layout import Layout
 from trainer.model.named import named_biases
 from trainer.model.stage import PADDING
@@ -21,7 +23,7 @@ from trainer.optimizer import learning_rate, make_optimizer, set_learning_rate
 GetMicroBatch = Callable[[int], Tensor]
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """The loss or the gradient norm is not a number: training on would destroy the weights."""
 
 
@@ -157,11 +159,8 @@ class Trainer:
             for name, parameter in self.layout.part.named_parameters()
             if not bool(torch.isfinite(parameter.grad).all())
         ]
-        seen: list[list[str] | None] = [mine]
-        if dist.is_initialized():
-            seen = [None] * dist.get_world_size()
-            dist.all_gather_object(seen, mine)
-        where = "; ".join(f"rank {rank} ({what[0]})" for rank, what in enumerate(seen) if what)
+        seen = enumerate(gather(mine))
+        where = "; ".join(f"rank {rank} ({what[0]})" for rank, what in seen if what)
         raise NonFiniteError(
             f"step {step}: the loss or the gradient is not finite, seen by {where}: lower "
             "optimizer.lr, or look at the data of this step; no weight was changed by it"

@@ -23,19 +23,23 @@ def named_tensors(
     value: what to show of a parameter; itself, or `lambda p: p.grad`.
     """
     for name, parameter in part.named_parameters():
-        if ".mlp.experts." not in name:
-            yield name, value(parameter)
-            continue
-        prefix, kind = name.rsplit(".", 1)
-        grouped = value(parameter)
-        for here, matrix in enumerate(grouped):
-            expert = f"{prefix}.{expert_rank * len(grouped) + here}"
-            if kind == "gate_up_proj":
-                gate, up = matrix.chunk(2)
-                yield f"{expert}.gate_proj.weight", gate
-                yield f"{expert}.up_proj.weight", up
-            else:
-                yield f"{expert}.down_proj.weight", matrix
+        yield from released_names(name, value(parameter), expert_rank)
+
+
+def released_names(name: str, tensor: Tensor, expert_rank: int) -> Iterator[tuple[str, Tensor]]:
+    """One parameter of a part, or its gradient, as the tensors it is in a released checkpoint."""
+    if ".mlp.experts." not in name:
+        yield name, tensor
+        return
+    prefix, kind = name.rsplit(".", 1)
+    for here, matrix in enumerate(tensor):
+        expert = f"{prefix}.{expert_rank * len(tensor) + here}"
+        if kind == "gate_up_proj":
+            gate, up = matrix.chunk(2)
+            yield f"{expert}.gate_proj.weight", gate
+            yield f"{expert}.up_proj.weight", up
+        else:
+            yield f"{expert}.down_proj.weight", matrix
 
 
 def named_biases(part: ModelPart) -> Iterator[tuple[str, Tensor]]:
