@@ -16,9 +16,10 @@ import torch
 
 from parallel.process import Process, join, leave
 
-# Children are forked from a server that has imported torch, so that a rank starts in milliseconds.
+# Children are forked from a server that has imported torch (and dynamo, which the first optimizer
+# imports), so that a rank starts in milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "trainer.trainer"])
+_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "trainer.trainer"])
 
 
 def run_world(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Case:
     mtp: int
     recompute: bool
     overlap: bool
+    layers: int = 4
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
@@ -57,7 +58,7 @@ class Case:
             recompute=RecomputeConfig(*(self.recompute,) * 3),
             model=ModelConfig(
                 vocab_size=257,
-                layers=8,
+                layers=self.layers,
                 dense_layers=1,
                 dim=16,
                 dense_dim=24,
@@ -105,34 +106,38 @@ def _arrays(named: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[int, dict[str, Any]]:
-    """One process, plain 1F1B, nothing overlapped or recomputed; by MTP depth."""
+def reference() -> dict[tuple[int, int], dict[str, Any]]:
+    """One process, plain 1F1B, nothing overlapped or recomputed; by layers and MTP depth."""
     return {
-        mtp: run_case(Process(), Case("1f1b", (1, 1, 1), mtp, recompute=False, overlap=False))
+        (layers, mtp): run_case(Process(), Case("1f1b", (1, 1, 1), mtp, False, False, layers))
+        for layers in (4, 8)
         for mtp in (0, 1)
     }
 
 
 def _cases(mesh: tuple[int, int, int]) -> list[Case]:
+    layers = 8 if mesh[0] == 4 else 4  # DualPipeV has two stages a rank
     cases = [
-        Case(schedule, mesh, mtp, recompute, overlap)
+        Case(schedule, mesh, mtp, recompute, overlap, layers)
         for schedule, mtp, recompute, overlap in itertools.product(
             SCHEDULES, (0, 1), (False, True), (False, True)
         )
     ]
+    if mesh == (2, 2, 2):  # eight ranks on two cores: the half that has everything switched on
+        cases = [case for case in cases if case.mtp and case.overlap]
     # DualPipe needs two ranks to mirror each other.
     return [case for case in cases if not (case.schedule == "dualpipe" and mesh[0] == 1)]
 
 
 @pytest.mark.parametrize("mesh", LAYOUTS, ids=lambda mesh: "x".join(map(str, mesh)))
 def test_any_layout_gives_the_numbers_of_one_process(
-    mesh: tuple[int, int, int], reference: dict[int, dict[str, Any]]
+    mesh: tuple[int, int, int], reference: dict[tuple[int, int], dict[str, Any]]
 ) -> None:
     cases = _cases(mesh)
     world = mesh[0] * mesh[1] * mesh[2]
     for rank, results in enumerate(run_world(world, run_cases, cases, timeout=400)):
         for case, result in zip(cases, results):
-            _compare(f"{case} on rank {rank}", result, reference[case.mtp])
+            _compare(f"{case} on rank {rank}", result, reference[case.layers, case.mtp])
 
 
 def _compare(where: str, result: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -152,9 +157,8 @@ def _compare(where: str, result: dict[str, Any], expected: dict[str, Any]) -> No
             )  # fmt: skip
 
 
-def test_the_ranks_together_hold_every_tensor(reference: dict[int, dict[str, Any]]) -> None:
+def test_the_ranks_together_hold_every_tensor(reference: dict[tuple[int, int], dict[str, Any]]) -> None:
     case = Case("dualpipe", (2, 2, 1), 1, recompute=False, overlap=True)
     results = run_world(4, run_cases, [case])
     held = set().union(*(result[0]["weights"] for result in results))
-    assert held == set(reference[1]["weights"])
-    assert replace(case, mtp=0) != case
+    assert held == set(reference[4, 1]["weights"])
