@@ -27,7 +27,7 @@ def main() -> None:
         refuse(error, "train")
     from trainer.loop import train  # imports torch, which a bad config need not wait for
 
-    run_guarded(lambda: train(config, to_yaml(parser, namespace)), "train")
+    run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop), "train")
 
 
 if __name__ == "__main__":

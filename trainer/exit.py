@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from trainer.data.errors import DataError
 from trainer.errors import RunError, Stopped
+from trainer.signals import StopRequest
 from trainer.validate import ConfigError
 
 # torchrun ends the other ranks when one has failed, so a rank that stays silent for this long
@@ -28,50 +29,43 @@ _LOST_PEER = re.compile(
 
 def refuse(error: ConfigError, prog: str) -> NoReturn:
     """End for a bad config, which every rank has found by itself."""
-    _say(f"{prog}: {error}", rank=_rank())
+    if _rank() > 0:
+        time.sleep(_SILENCE)
+    print(f"{prog}: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def run_guarded(command: Callable[[], None], prog: str) -> NoReturn:
+def run_guarded(command: Callable[[StopRequest], None], prog: str) -> NoReturn:
     """Run a command to its end and exit. No failure hangs in a peer's collective: a rank that
     fails leaves at once, without waiting for threads that wait for other ranks."""
-    from parallel.together import PeerError
+    from parallel.together import PeerError  # imports torch, which `refuse` need not wait for
 
+    stop = StopRequest()
     rank = _rank()
     code = 1
     try:
-        command()
+        command(stop)
         code = 0
-    except ConfigError as error:
-        refuse(error, prog)
     except Stopped as stopped:
         code = 128 + stopped.signal
         if rank == 0:
             print(f"{prog}: {stopped}", file=sys.stderr)
     except (RunError, DataError, PeerError) as error:
-        _say(f"{prog}: {error}", rank)
+        if rank == 0 or not stop.wait(_SILENCE):
+            print(f"{prog}: {error}", file=sys.stderr)
     except BaseException as error:
-        if _LOST_PEER.search(str(error)) and not isinstance(error, OSError | SyntaxError):
-            _say(f"{prog}: rank {rank} lost another rank, which says why: {_first_line(error)}", rank)
+        if _LOST_PEER.search(str(error)):
+            if not stop.wait(_SILENCE):
+                line = str(error).splitlines()[0]
+                print(f"{prog}: rank {rank} has lost another rank: {line}", file=sys.stderr)
         else:
-            lines = traceback.format_exc().splitlines()
-            text = "\n".join(f"[rank {rank}] {line}" for line in lines)
-            print(text, file=sys.stderr)
+            for line in traceback.format_exc().splitlines():
+                print(f"[rank {rank}] {line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     if code == 0:
         sys.exit(0)
     os._exit(code)
-
-
-def _say(line: str, rank: int) -> None:
-    if rank > 0:
-        time.sleep(_SILENCE)
-    print(line, file=sys.stderr, flush=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0]
 
 
 def _rank() -> int:

@@ -48,13 +48,12 @@ class Outputs:
     log: MetricsLog
 
 
-def train(config: Config, resolved: str) -> None:
+def train(config: Config, resolved: str, stop: StopRequest) -> None:
     """Train as `config` says; `resolved` is that config as YAML, for the run folder.
 
     Raises RunError or DataError, in one line, for what can be foreseen, and Stopped after a signal
     once the step has ended and the weights are saved.
     """
-    stop = StopRequest()
     process = Process.from_environment()
     device = process.device(config.run.device)
     join(process, device, timedelta(seconds=config.run.timeout), "env://")

@@ -21,15 +21,21 @@ class StopRequest:
         """grace: seconds from the signal to a forced exit; less than the 30 torchrun waits."""
         self.signal: int | None = None
         self._grace = grace
+        self._asked = threading.Event()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # threads started from now inherit it
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     @property
     def asked(self) -> bool:
-        return self.signal is not None
+        return self._asked.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or less if asked to stop meanwhile; whether it was."""
+        return self._asked.wait(seconds)
 
     def _watch(self) -> None:
         self.signal = signal.sigwait(SIGNALS)
+        self._asked.set()
         signal.sigtimedwait(SIGNALS, self._grace)  # a second signal does not wait
         name = signal.Signals(self.signal).name
         print(f"{name}: the step did not end in time; exiting at once", file=sys.stderr, flush=True)

@@ -125,6 +125,7 @@ class Tape:
             if not self.training:
                 with torch.no_grad():
                     return function(*inputs)
+            _require_leaves(function.__qualname__, inputs)
             with torch.set_grad_enabled(not recompute):
                 result = function(*inputs)
         outputs = _as_tuple(result)
@@ -150,6 +151,7 @@ class Tape:
 
         Outputs of recomputed segments cannot be exchanged: they are freed while it is in flight.
         """
+        _require_leaves(name, tensors)
         released = {_address(leaf) for s in self._recomputed for leaf in s.leaves}
         if any(_address(tensor) in released for tensor in tensors):
             raise ValueError(f"{name}: a recomputed output cannot be sent; compute a segment on it")
@@ -257,6 +259,15 @@ def _leaf(value: Any) -> Any:
         return value
     leaf = value.detach()
     return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+
+
+def _require_leaves(name: str, inputs: tuple[Any, ...]) -> None:
+    for value in inputs:
+        if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
+            raise ValueError(
+                f"{name}: an input of shape {tuple(value.shape)} was computed outside the tape, "
+                "where no backward would find it: wrap what makes it in tape.compute"
+            )
 
 
 def _address(tensor: Tensor) -> int:

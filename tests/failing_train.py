@@ -1,0 +1,49 @@
+"""launch/train.py with a fault on rank 1: `FAULT=raise` or `FAULT=nan`, in step 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from trainer.exit import run_guarded
+from trainer.loop import train
+from trainer.model.stage import ModelStage
+from trainer.parse import config_parser, parse, to_yaml
+
+
+class FaultyLayer(torch.nn.Module):
+    """A layer that works for the first step's passes and then does not."""
+
+    def __init__(self, layer: torch.nn.Module, passes: int) -> None:
+        super().__init__()
+        self.layer, self.passes = layer, passes
+
+    def forward(self, tape, x):  # type: ignore[no-untyped-def]
+        self.passes -= 1
+        if self.passes < 0 and os.environ["FAULT"] == "raise":
+            raise ArithmeticError("a fault in layer 1")
+        if self.passes < 0:
+            x = tape.compute(torch.mul, x, float("nan"))
+        return (yield from self.layer(tape, x))
+
+
+def main() -> None:
+    parser = config_parser("failing_train", "", "")
+    config, namespace = parse(parser, sys.argv[1:])
+    if os.environ.get("RANK") == "1":
+        plain = ModelStage.forward
+
+        def forward(self, tape, x, micro_batch):  # type: ignore[no-untyped-def]
+            layer = self.part.layers["1"]
+            if not isinstance(layer, FaultyLayer):
+                self.part.layers["1"] = FaultyLayer(layer, config.pipeline.micro_batches)
+            return plain(self, tape, x, micro_batch)
+
+        ModelStage.forward = forward  # the fault is injected where a user's layer would have it
+    run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop), "failing_train")
+
+
+if __name__ == "__main__":
+    main()
