@@ -157,12 +157,8 @@ def test_zbv_order_by_hand() -> None:
         program = generate("zbv", 2, 3).programs[rank]
         return " ".join(f"{a.kind}{a.micro_batch}{'ab'[a.stage // 2]}" for a in program)
 
-    assert text(0) == (
-        "F0a F1a F2a F0b I0b W0b F1b I1b W1b I0a W0a F2b I2b W2b I1a W1a I2a W2a"
-    )
-    assert text(1) == (
-        "F0a F0b F1a F1b I0b W0b F2a I0a W0a F2b I1b W1b I1a I2b I2a W1a W2b W2a"
-    )
+    assert text(0) == ("F0a F1a F2a F0b I0b W0b F1b I1b W1b I0a W0a F2b I2b W2b I1a W1a I2a W2a")
+    assert text(1) == ("F0a F0b F1a F1b I0b W0b F2a I0a W0a F2b I1b W1b I1a I2b I2a W1a W2b W2a")
 
 
 @QUICK

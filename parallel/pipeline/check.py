@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from parallel.pipeline.collector import collector_paused
 from parallel.pipeline.lower import Channel, Lowered, Message, inputs, lower, outputs
 from parallel.pipeline.schedule import Action, Item, Overlap, Schedule, ScheduleError, actions
 
@@ -35,6 +36,7 @@ class Report:
     messages: int
 
 
+@collector_paused()
 def check(schedule: Schedule) -> Report:
     """Check a table, and its lowering; raise ScheduleError that names the first violation.
 

@@ -119,6 +119,6 @@ def _row(item: Item) -> list[object]:
 
 def require_counts(name: str, ranks: int, micro_batches: int) -> None:
     """Raise ScheduleError unless there is at least one rank and one micro-batch."""
-    for key, count in (("ranks", ranks), ("micro_batches", micro_batches)):
+    for key, count in (("mesh.pipeline", ranks), ("pipeline.micro_batches", micro_batches)):
         if count < 1:
-            raise ScheduleError(f"{name} needs pipeline.{key} >= 1, got {count}")
+            raise ScheduleError(f"{name} needs {key} >= 1, got {count}")

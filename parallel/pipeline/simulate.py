@@ -2,69 +2,25 @@
 
 A rank runs its items in order. An item begins when the rank is free and its input messages have
 arrived; a pair begins when both of its inputs have. A transfer costs the sender nothing: it begins
-when the message is sent and its receive is posted, whichever is later, and takes one `hop`.
+when the message is sent, its receive is posted and its channel is free, whichever is last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterator
 
 from parallel.pipeline.check import peak_in_flight
-from parallel.pipeline.lower import Lowered, Message, inputs, lower
-from parallel.pipeline.schedule import Action, Item, Overlap, Schedule, ScheduleError
+from parallel.pipeline.collector import collector_paused
+from parallel.pipeline.costs import CostModel, Costs
+from parallel.pipeline.lower import Channel, Lowered, Message, lower
+from parallel.pipeline.schedule import Schedule, ScheduleError
+from parallel.pipeline.timeline import Span, Timeline, Transfer
+
+__all__ = ["CostModel", "Span", "Timeline", "Transfer", "simulate"]
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Costs in any one unit of time, the same for all of them.
-
-    forward, input_grad, weight_grad: F, I and W; a B costs I + W. A number is the cost of a full
-    stage, one P-th of the model for P ranks, so a V's half-size stage costs half of it. A sequence
-    has one cost for each stage of the schedule, of that stage as it is.
-    pair_factor: the cost of an overlapped pair over the sum of its parts.
-    hop: one message from one rank to the next, the same for every stage size: a V's message has
-    as many activations as a full stage's.
-    """
-
-    forward: float | Sequence[float] = 1.0
-    input_grad: float | Sequence[float] = 1.0
-    weight_grad: float | Sequence[float] = 1.0
-    pair_factor: float = 1.0
-    hop: float = 0.0
-
-
-class Span(NamedTuple):
-    """An item as it ran: on which rank, from when to when."""
-
-    rank: int
-    item: Item
-    begin: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """A run of one training step, simulated or measured.
-
-    spans: by rank, in program order. makespan: the end of the last of them. idle: time by rank in
-    which it computes nothing, out of the makespan. peak_in_flight: activations by rank, in full
-    stages.
-    """
-
-    schedule: Schedule
-    spans: tuple[Span, ...]
-    makespan: float
-    idle: tuple[float, ...]
-    peak_in_flight: tuple[float, ...]
-
-    @property
-    def idle_fraction(self) -> float:
-        """Idle time of all ranks over all their time."""
-        return sum(self.idle) / (self.makespan * len(self.idle)) if self.makespan else 0.0
-
-
+@collector_paused()
 def simulate(lowered: Lowered | Schedule, costs: CostModel) -> Timeline:
     """Run a table, or its lowering by default, under `costs`.
 
@@ -73,64 +29,56 @@ def simulate(lowered: Lowered | Schedule, costs: CostModel) -> Timeline:
     if isinstance(lowered, Schedule):
         lowered = lower(lowered)
     schedule = lowered.schedule
-    spans = _Run(lowered, costs).spans()
-    makespan = max((span.end for program in spans for span in program), default=0.0)
+    made_out = Costs(costs, schedule)
+    run = _Run(lowered, costs, made_out)
+    spans = run.spans()
+    ends = [program[-1].end if program else 0.0 for program in spans]
+    optimizer: list[tuple[float, float]] = []
+    if any(made_out.optimizer):
+        begins = [max(ends)] * len(ends) if costs.optimizer_waits else ends
+        optimizer = [(begin, begin + cost) for begin, cost in zip(begins, made_out.optimizer)]
+    makespan = max([*ends, *(end for _, end in optimizer)])
     return Timeline(
         schedule=schedule,
         spans=tuple(span for program in spans for span in program),
         makespan=makespan,
-        idle=tuple(makespan - sum(span.end - span.begin for span in program) for program in spans),
+        idle=tuple(
+            makespan - cost - sum(span.end - span.begin for span in program)
+            for program, cost in zip(spans, made_out.optimizer)
+        ),
         peak_in_flight=peak_in_flight(schedule),
+        optimizer=tuple(optimizer),
+        transfers=tuple(run.transfers.values()),
+        costs=costs,
     )
 
 
-class _Costs:
-    """A cost model made out for one schedule: the duration of any item."""
-
-    def __init__(self, costs: CostModel, schedule: Schedule) -> None:
-        forward = _by_stage("forward", costs.forward, schedule)
-        input_grad = _by_stage("input_grad", costs.input_grad, schedule)
-        weight_grad = _by_stage("weight_grad", costs.weight_grad, schedule)
-        backward = [i + w for i, w in zip(input_grad, weight_grad)]
-        self._by_kind = {"F": forward, "B": backward, "I": input_grad, "W": weight_grad}
-        self._pair_factor = costs.pair_factor
-
-    def of(self, item: Item) -> float:
-        if isinstance(item, Overlap):
-            return self._pair_factor * (self._alone(item.forward) + self._alone(item.backward))
-        return self._alone(item)
-
-    def _alone(self, action: Action) -> float:
-        return self._by_kind[action.kind][action.stage]
-
-
-def _by_stage(name: str, cost: float | Sequence[float], schedule: Schedule) -> list[float]:
-    if not isinstance(cost, Sequence):
-        return [cost * schedule.stage_share] * schedule.stages
-    if len(cost) != schedule.stages:
-        raise ScheduleError(f"costs: {name} has {len(cost)} numbers for {schedule.stages} stages")
-    return list(cost)
-
-
 class _Run:
-    """The events of one simulated run: each rank advances until it waits for a message."""
+    """The events of one simulated run: each rank advances until it waits for a message.
 
-    def __init__(self, lowered: Lowered, costs: CostModel) -> None:
+    transfers: by message, in the order in which they begin on their channel.
+    """
+
+    def __init__(self, lowered: Lowered, costs: CostModel, made_out: Costs) -> None:
+        self.transfers: dict[Message, Transfer] = {}
         self._lowered = lowered
-        self._costs = _Costs(costs, lowered.schedule)
-        self._hop = costs.hop
-        ranks = len(lowered.programs)
-        self._clock = [0.0] * ranks
-        self._spans: list[list[Span]] = [[] for _ in range(ranks)]
-        self._sent: dict[Message, float] = {}
-        self._posted: dict[Message, float] = {}
+        self._costs = made_out
+        self._hop, self._transmission = costs.hop, costs.transmission
+        self._spans: list[list[Span]] = [[] for _ in lowered.programs]
+        # When the first of its two sides was there: the message sent, or its receive posted.
+        self._one_side: dict[Message, float] = {}
+        self._free: dict[Channel, float] = defaultdict(float)
         self._waiting: dict[Message, int] = {}
-        self._awake = list(range(ranks))
+        self._awake = list(range(len(lowered.programs)))
 
     def spans(self) -> list[list[Span]]:
         """Every rank's spans, in program order."""
+        ranks = [self._follow(rank) for rank in self._awake]
         while self._awake:
-            self._advance(self._awake.pop())
+            rank = self._awake.pop()
+            message = next(ranks[rank], None)
+            if message:
+                self._waiting[message] = rank
         for message, rank in self._waiting.items():
             item = self._lowered.programs[rank][len(self._spans[rank])].item
             raise ScheduleError(
@@ -139,24 +87,36 @@ class _Run:
             )
         return self._spans
 
-    def _advance(self, rank: int) -> None:
-        """Run the steps of `rank` until its program ends or a message has not been sent."""
-        program, done, clock = self._lowered.programs[rank], self._spans[rank], self._clock[rank]
-        while len(done) < len(program):
-            step = program[len(done)]
-            for message in step.receives:
-                self._posted.setdefault(message, clock)
+    def _follow(self, rank: int) -> Iterator[Message]:
+        """Run the steps of `rank`; yields a message that it waits for, until that is sent."""
+        transfers, done, duration = self.transfers, self._spans[rank], self._costs.duration
+        clock = 0.0
+        for receives, item, sends, waits in self._lowered.programs[rank]:
+            for message in receives:
+                self._meet(message, clock)
             begin = clock
-            for message in inputs(self._lowered.schedule, step.item):
-                if message not in self._sent:
-                    self._waiting[message] = rank
-                    self._clock[rank] = clock
-                    return
-                arrival = max(self._sent[message], self._posted[message]) + self._hop
-                begin = max(begin, arrival)
-            clock = begin + self._costs.of(step.item)
-            done.append(Span(rank, step.item, begin, clock))
-            for message in step.sends:
-                self._sent[message] = clock
-                if message in self._waiting:
-                    self._awake.append(self._waiting.pop(message))
+            for message in waits:
+                if message not in transfers:
+                    yield message
+                begin = max(begin, transfers[message].end)
+            clock = begin + duration(rank, item)
+            done.append(Span(rank, item, begin, clock))
+            for message in sends:
+                self._meet(message, clock)
+
+    def _meet(self, message: Message, time: float) -> None:
+        """One side of `message` is there. Both sides keep their channel's order, so the second
+        sides come in this order too."""
+        first = self._one_side.pop(message, None)
+        if first is None:
+            self._one_side[message] = time
+            return
+        begin = max(first, time)
+        if self._transmission:
+            channel = message.source, message.destination
+            begin = max(begin, self._free[channel])
+            self._free[channel] = begin + self._transmission
+        end = begin + self._transmission + self._hop
+        self.transfers[message] = Transfer(message, begin, end)
+        if message in self._waiting:
+            self._awake.append(self._waiting.pop(message))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from parallel.pipeline.collector import collector_paused
 from parallel.pipeline.generators.dualpipe import dualpipe, dualpipev
 from parallel.pipeline.generators.forward_only import forward_only
 from parallel.pipeline.generators.gpipe import gpipe
+from parallel.pipeline.generators.interleaved import interleaved
 from parallel.pipeline.generators.one_f_one_b import one_f_one_b
+from parallel.pipeline.generators.zbv import zbv
+from parallel.pipeline.generators.zero_bubble import zb_h1, zb_h2
 from parallel.pipeline.schedule import Schedule, ScheduleError
 
 __all__ = ["GENERATORS", "forward_only", "generate"]
@@ -15,11 +19,16 @@ __all__ = ["GENERATORS", "forward_only", "generate"]
 GENERATORS: Mapping[str, Callable[[int, int], Schedule]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
+    "interleaved": interleaved,
+    "zb-h1": zb_h1,
+    "zb-h2": zb_h2,
+    "zbv": zbv,
     "dualpipe": dualpipe,
     "dualpipev": dualpipev,
 }
 
 
+@collector_paused()
 def generate(name: str, ranks: int, micro_batches: int) -> Schedule:
     """The schedule called `name`; micro_batches counts those of all flows together.
 
