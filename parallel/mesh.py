@@ -56,7 +56,7 @@ class Mesh:
         return tuple(range(first, first + self.expert))
 
     def holders(self, pipeline_ranks: Iterable[int], expert: int | None) -> tuple[int, ...]:
-        """World ranks at these pipeline ranks; only those with this expert rank, if one is given."""
+        """World ranks at these pipeline ranks; only those with this expert rank, if given."""
         experts = range(self.expert) if expert is None else (expert,)
         return tuple(
             self.rank(Coordinate(pipeline, expert_data, expert_rank))

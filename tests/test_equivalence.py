@@ -33,6 +33,7 @@ from trainer.validate import validate
 TOLERANCE = 1e-10
 STEPS = 2
 SCHEDULES = ("1f1b", "gpipe", "dualpipe", "dualpipev")
+MORE_SCHEDULES = ("interleaved", "zb-h1", "zb-h2", "zbv")
 LAYOUTS = [
     (1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (4, 1, 1), (2, 2, 2),
 ]  # fmt: skip
@@ -96,8 +97,8 @@ def run_case(process: Process, case: Case) -> dict[str, Any]:
     results["gradients"] = _arrays(named_tensors(part, rank, lambda p: p.grad))
     results["weights"] = _arrays(named_tensors(part, rank))
     results["biases"] = _arrays(named_biases(part))
-    validation = torch.randint(0, 257, (5, 7 + case.mtp), generator=torch.Generator().manual_seed(4))
-    results["evaluation"] = trainer.evaluate(validation)
+    held_out = torch.randint(0, 257, (5, 7 + case.mtp), generator=torch.Generator().manual_seed(4))
+    results["evaluation"] = trainer.evaluate(held_out)
     return results
 
 
@@ -108,11 +109,17 @@ def _arrays(named: Any) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def reference() -> dict[tuple[int, int], dict[str, Any]]:
     """One process, plain 1F1B, nothing overlapped or recomputed; by layers and MTP depth."""
-    return {
+    references = {
         (layers, mtp): run_case(Process(), Case("1f1b", (1, 1, 1), mtp, False, False, layers))
         for layers in (4, 8)
         for mtp in (0, 1)
     }
+    for result in references.values():  # what is compared is not trivially zero or unchanged
+        assert all(np.abs(bias).max() >= 0.05 for bias in result["biases"].values())
+        assert all(np.abs(gradient).max() > 0 for gradient in result["gradients"].values())
+        first, second = result["steps"]
+        assert first.loss != second.loss and min(first.gradient_norm, second.gradient_norm) > 0.5
+    return references
 
 
 def _cases(mesh: tuple[int, int, int]) -> list[Case]:
@@ -123,6 +130,8 @@ def _cases(mesh: tuple[int, int, int]) -> list[Case]:
             SCHEDULES, (0, 1), (False, True), (False, True)
         )
     ]
+    if mesh in {(2, 1, 1), (4, 1, 1)}:
+        cases += [Case(name, mesh, 1, True, True, layers) for name in MORE_SCHEDULES]
     if mesh == (2, 2, 2):  # eight ranks on two cores: the half that has everything switched on
         cases = [case for case in cases if case.mtp and case.overlap]
     # DualPipe needs two ranks to mirror each other.
@@ -157,7 +166,9 @@ def _compare(where: str, result: dict[str, Any], expected: dict[str, Any]) -> No
             )  # fmt: skip
 
 
-def test_the_ranks_together_hold_every_tensor(reference: dict[tuple[int, int], dict[str, Any]]) -> None:
+def test_the_ranks_together_hold_every_tensor(
+    reference: dict[tuple[int, int], dict[str, Any]],
+) -> None:
     case = Case("dualpipe", (2, 2, 1), 1, recompute=False, overlap=True)
     results = run_world(4, run_cases, [case])
     held = set().union(*(result[0]["weights"] for result in results))

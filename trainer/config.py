@@ -45,7 +45,9 @@ class MeshConfig:
 class PipelineConfig:
     """The pipeline schedule."""
 
-    schedule: Literal["dualpipe", "dualpipev", "1f1b", "gpipe"] = "1f1b"
+    schedule: Literal[
+        "dualpipe", "dualpipev", "1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zbv"
+    ] = "1f1b"
     """Schedule of the micro-batches."""
     micro_batches: int = 4
     """Micro-batches a step on each data-parallel rank, in all flows together."""

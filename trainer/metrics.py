@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.config import Config
 from trainer.errors import RunError
@@ -38,11 +38,15 @@ class MetricsLog:
         self._file = open(folder / "metrics.jsonl", "w")  # noqa: SIM115 (closed by close)
         self._wandb: Any = None
         if config.metrics.wandb != "off":
-            self._wandb = _start_wandb(folder, config, resolved)
+            self._wandb = _start_wandb(folder, config.metrics.wandb, config.run.name, resolved)
 
     def write(self, values: Mapping[str, float | int]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()  # a run that dies keeps all steps that it finished
+        """Raises RunError where the file cannot be written (a full disk)."""
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()  # a run that dies keeps all steps that it finished
+        except OSError as error:
+            raise RunError(f"cannot write {self._file.name}: {error.strerror}") from error
         if self._wandb is not None:
             self._wandb.log(dict(values), step=int(values["step"]))
 
@@ -52,15 +56,17 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _start_wandb(folder: Path, config: Config, resolved: Mapping[str, Any]) -> Any:
+def _start_wandb(
+    folder: Path, mode: Literal["offline", "online"], name: str, resolved: Mapping[str, Any]
+) -> Any:
     import wandb  # slow to import, and off by default
 
     try:
         return wandb.init(
             project="tandem",
-            name=config.run.name,
+            name=name,
             dir=str(folder),
-            mode=config.metrics.wandb,
+            mode=mode,
             config=dict(resolved),
             settings=wandb.Settings(silent=True, console="off"),
         )

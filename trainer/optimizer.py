@@ -15,12 +15,10 @@ def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.AdamW:
     """AdamW with decoupled weight decay (arXiv 1711.05101) on matrices, none on norms."""
-    matrices, vectors = [], []
-    for parameter in parameters:
-        (matrices if parameter.ndim > 1 else vectors).append(parameter)
+    every = list(parameters)
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in every if p.ndim == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -34,7 +36,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Nam
         namespace = parser.parse_args(list(arguments))
         parsed = parser.instantiate(namespace)
     except ArgumentError as error:
-        raise ConfigError(_one_line(error)) from error
+        line = " ".join(str(error).split())
+        raise ConfigError(line + _suggestion(line, parser)) from error
     sections = Config.__dataclass_fields__
     return Config(**{name: parsed[name] for name in sections}), namespace
 
@@ -45,5 +48,10 @@ def to_yaml(parser: ArgumentParser, namespace: Namespace) -> str:
     return parser.dump(keep, skip_validation=True)
 
 
-def _one_line(error: ArgumentError) -> str:
-    return " ".join(str(error).split())
+def _suggestion(line: str, parser: ArgumentParser) -> str:
+    """The key that an unknown one on the command line was probably meant to be."""
+    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", line)
+    keys = list(parser.get_defaults().keys())
+    known = [f"--{key}" for key in keys]
+    close = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+    return f"; did you mean {close[0]}?" if close else ""

@@ -41,7 +41,7 @@ def as_json(
 def show(config: Config, measured: dict[Mode, Measured], link_rate: str | None) -> None:
     """Print tables and what they mean."""
     # As wide as the tables are, where the output is a file.
-    console = Console() if Console().is_terminal else Console(width=110)
+    console = Console() if Console().is_terminal else Console(width=120)
     mesh = config.mesh
     console.print(
         f"{config.pipeline.schedule}, pipeline {mesh.pipeline} x expert-data {mesh.expert_data} x "
@@ -107,8 +107,8 @@ def _times(times: Times) -> dict[str, float | None]:
 def _steps_table(measured: dict[Mode, Measured]) -> Table:
     table = Table(title="steps")
     table.add_column("overlap")
-    columns = ["step s, median", "min to max", "tokens/s", "computing s"]
-    columns += [f"waited s, {kind}s" for kind in MESSAGES]
+    columns = ["step s (median)", "min to max", "tokens/s", "computing s"]
+    columns += [f"{kind} waits s" for kind in MESSAGES]
     for column in (*columns, "elsewhere s", "load max/mean"):
         table.add_column(column, justify="right")
     for mode, result in measured.items():

@@ -157,7 +157,7 @@ class Trainer:
         mine = batch.not_finite_here or [
             f"gradient of {name}"
             for name, parameter in self.layout.part.named_parameters()
-            if not bool(torch.isfinite(parameter.grad).all())
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
         ]
         seen = enumerate(gather(mine))
         where = "; ".join(f"rank {rank} ({what[0]})" for rank, what in seen if what)

@@ -35,6 +35,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
 
 def _out_of_range(config: Config) -> Iterator[str]:
     model, attention, moe = config.model, config.model.attention, config.model.moe
+    latent = attention.q_lora_rank
     positive = {
         "run.steps": config.run.steps,
         "run.timeout": config.run.timeout,
@@ -49,7 +50,7 @@ def _out_of_range(config: Config) -> Iterator[str]:
         "model.norm_eps": model.norm_eps,
         "model.init_std": model.init_std,
         "model.attention.heads": attention.heads,
-        "model.attention.q_lora_rank": 1 if attention.q_lora_rank is None else attention.q_lora_rank,
+        "model.attention.q_lora_rank": 1 if latent is None else latent,
         "model.attention.kv_lora_rank": attention.kv_lora_rank,
         "model.attention.nope_head_dim": attention.nope_head_dim,
         "model.attention.rope_head_dim": attention.rope_head_dim,

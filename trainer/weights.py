@@ -86,6 +86,7 @@ def _clean(partial: Path) -> None:
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _finish(partial: Path, folder: Path, index: dict[str, Any]) -> None:

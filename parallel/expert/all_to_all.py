@@ -1,4 +1,4 @@
-"""All-to-all of rows over torch.distributed (gloo, NCCL), as a collective that a tape can reverse."""
+"""All-to-all of rows over torch.distributed (gloo, NCCL): a collective that a tape can reverse."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class InFlight:
         return self.received
 
     def on_completion(self, callback: Callable[[], None]) -> None:
-        """Call back, from another thread, when the first (largest) of them has completed."""
-        self.works[0].get_future().add_done_callback(lambda _: callback())
+        """Call back, from another thread, when the last of them has completed."""
+        done = torch.futures.collect_all([work.get_future() for work in self.works])
+        done.add_done_callback(lambda _: callback())
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,13 @@ class AllToAllDispatcher:
         one_each = (1,) * ranks
         counts = tape.exchange_counts("counts", AllToAll(self.group, one_each, one_each), sent_R)
         owner_S, token_S = goes_TR.t().nonzero(as_tuple=True)
-        here_SK = owner_TK[token_S] == owner_S.unsqueeze(1)
+        elsewhere_SK = owner_TK[token_S] != owner_S.unsqueeze(1)
         local_SK = experts_TK[token_S] - owner_S.unsqueeze(1) * self.experts_per_rank
         return _AllToAllPlan(
             group=self.group,
             tokens=len(experts_TK),
             token_S=token_S,
-            here_SK=here_SK,
-            local_SK=local_SK.masked_fill(~here_SK, -1),
+            local_SK=local_SK.masked_fill(elsewhere_SK, -1),
             sent_R=sent_R,
             counts=counts,
         )
@@ -111,7 +110,6 @@ class _AllToAllPlan:
     group: dist.ProcessGroup
     tokens: int
     token_S: Tensor
-    here_SK: Tensor
     local_SK: Tensor
     sent_R: Tensor
     counts: Callable[[], Tensor]
@@ -130,12 +128,15 @@ class _AllToAllPlan:
         return Received(x_ND, weights_NK, experts_NK)
 
     def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
+        if self._collective is None:
+            raise ValueError("combine comes after dispatch")
         (y_SD,) = yield from tape.exchange("combine", self._collective.reversed(), y_ND)
         return tape.compute(self.sum_by_token, y_SD)
 
     def pack(self, x_TD: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows to send; their weights, then their expert numbers as floats (exact to 2^24)."""
-        weights_SK = weights_TK.index_select(0, self.token_S) * self.here_SK
+        """Rows to send; their weights, then their expert numbers as floats (exact to 2^24). The
+        weights of experts elsewhere go along and are not read."""
+        weights_SK = weights_TK.index_select(0, self.token_S)
         routing_S2K = torch.cat([weights_SK, self.local_SK.to(weights_SK.dtype)], dim=-1)
         return x_TD.index_select(0, self.token_S), routing_S2K
 

@@ -223,9 +223,9 @@ class Tape:
         pending = self._start(entry.name, entry.collective.reversed(), grads)
         if timing is WeightTiming.BEHIND:
             self.drain_weight_gradients()
-        if timing is not WeightTiming.AT_ONCE and self._entries:
-            if isinstance(self._entries[-1], _Release):  # needs no gradient, so it can run now
-                self._restore(self._entries.pop())
+        below = self._entries[-1] if self._entries else None
+        if timing is not WeightTiming.AT_ONCE and isinstance(below, _Release):
+            self._restore(self._entries.pop())  # needs no gradient, so it can run now
         yield
         for source, grad in zip(sources, self._wait(entry.name, pending)):
             source.grad = grad if source.grad is None else source.grad + grad

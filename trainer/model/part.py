@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 from torch import nn
 
@@ -43,6 +44,9 @@ class ModelPart(nn.Module):
                 self.layers[str(index)] = self._layer(index, MTPModule)
             self.norm = RMSNorm(model.dim, model.norm_eps)
             self.lm_head = Matrix(model.vocab_size, model.dim)
+
+    def mtp_module(self, index: int) -> MTPModule:
+        return cast(MTPModule, self.layers[str(index)])
 
     def _layer(self, index: int, kind: type[Layer]) -> Layer:
         model, recompute = self._config.model, self._config.recompute

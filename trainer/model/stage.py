@@ -17,7 +17,6 @@ from trainer.config import Config
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition
 
-
 PADDING = -1
 
 
@@ -46,7 +45,7 @@ class ModelStage:
             )
         for layer in self.parts.stage_layers(self.index):
             x = yield from self.part.layers[str(layer)](tape, x)
-        if self.index < self.parts.last:
+        if self.index < self.parts.last or x is None:
             return x
         yield from self._losses(tape, x, micro_batch)
         return None
@@ -59,7 +58,7 @@ class ModelStage:
         hidden_TD = tape.compute(self.part.norm.forward, x_TD, recompute=recompute)
         self._add_loss(tape, "loss", hidden_TD, self._tokens(micro_batch, 1), per_token)
         for depth, layer in enumerate(self.parts.mtp_layers(), start=1):
-            module = self.part.layers[str(layer)]
+            module = self.part.mtp_module(layer)
             known_T = self._tokens(micro_batch, depth).clamp(min=0)
             embed = self.part.embed_tokens.weight
             hidden_TD = yield from module.predict(tape, hidden_TD, known_T, embed)
