@@ -53,7 +53,8 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     assert both[0] == alone[0] == 0, both[2] + alone[2]
     assert "byte-bigram" in both[1] and "left" in both[1] and "tokens/s" in both[1]
 
-    rows = [json.loads(line) for line in open(tmp_path / "runs/tiny/metrics.jsonl")]
+    metrics = (tmp_path / "runs/tiny/metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in metrics.splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     for key in (
         "loss", "mtp_1_loss", "balance", "load_max", "load_unused", "learning_rate",
@@ -61,7 +62,7 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     ):  # fmt: skip
         assert all(row[key] >= 0 for row in rows), key
     assert ["validation_loss" in row for row in rows] == [False, True, True]
-    ours, theirs = (saved_weights(tmp_path / "runs" / name / "weights") for name in ("tiny", "alone"))
+    ours, theirs = (saved_weights(tmp_path / f"runs/{name}/weights") for name in ("tiny", "alone"))
     assert ours.keys() == theirs.keys()
     assert "layers.1.mlp.experts.3.gate_proj.weight" in ours
     assert "layers.2.eh_proj.weight" in ours  # the MTP module, numbered behind the last layer

@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from trainer.signals import SIGNALS
+
 # More than a packet of the loopback (64 KB and headers), which a smaller bucket would drop.
 _BURST = "256kb"
 # More than senders keep under way, so that packets queue and none is dropped.
@@ -34,14 +36,22 @@ def limited_link(rate: str) -> Iterator[list[str]]:
     if problem is not None:
         raise LinkError(problem)
     name = f"tandem-{os.getpid()}"
-    _call("ip", "netns", "add", name)
+    made = False
+    # A signal must not come between the namespace and the memory of having made it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        _call("ip", "netns", "add", name)
+        made = True
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _call("ip", "-n", name, "link", "set", "lo", "up")
         limit = ("tbf", "rate", rate, "burst", _BURST, "latency", _LATENCY)
         _call("tc", "-n", name, "qdisc", "add", "dev", "lo", "root", *limit)
         yield ["ip", "netns", "exec", name]
     finally:
-        _delete(name)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if made:
+            _delete(name)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def why_not(rate: str, user: int, which: Callable[[str], str | None]) -> str | None:

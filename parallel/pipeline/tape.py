@@ -153,7 +153,7 @@ class Tape:
         """
         _require_leaves(name, tensors)
         released = {_address(leaf) for s in self._recomputed for leaf in s.leaves}
-        if any(_address(tensor) in released for tensor in tensors):
+        if any(tensor.numel() and _address(tensor) in released for tensor in tensors):
             raise ValueError(f"{name}: a recomputed output cannot be sent; compute a segment on it")
         pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
         self.release()

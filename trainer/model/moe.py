@@ -74,7 +74,7 @@ class MoE(nn.Module):
         return routed_TD if shared_TD is None else tape.compute(torch.add, routed_TD, shared_TD)
 
     def route(self, x_TD: Tensor, queue: WeightGradients) -> tuple[Tensor, Tensor, Tensor]:
-        """Routing weights [T, K], experts [T, K], and the sequence balance summed over sequences."""
+        """Routing weights [T, K], experts [T, K], and the sum of the sequences' balance."""
         scores_TE = router.scores(linear(x_TD, self.gate.weight, queue), self.options)
         weights_TK, experts_TK = router.choose(
             scores_TE, self.gate.e_score_correction_bias, self.options
