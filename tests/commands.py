@@ -24,6 +24,7 @@ def start(
     return subprocess.Popen(
         [*launcher, str(ROOT / script), *arguments],
         cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
     )  # fmt: skip
 
 

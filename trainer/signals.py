@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import threading
+import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_IMPATIENT = 3.0  # seconds after which a second signal means: at once
 
 
 class StopRequest:
@@ -36,7 +38,12 @@ class StopRequest:
     def _watch(self) -> None:
         self.signal = signal.sigwait(SIGNALS)
         self._asked.set()
-        signal.sigtimedwait(SIGNALS, self._grace)  # a second signal does not wait
+        begin = time.monotonic()
+        while (waited := time.monotonic() - begin) < self._grace:
+            again = signal.sigtimedwait(SIGNALS, self._grace - waited)
+            # On Ctrl-C the terminal and torchrun both send one: only a later one is impatience.
+            if again is not None and time.monotonic() - begin > _IMPATIENT:
+                break
         name = signal.Signals(self.signal).name
         print(f"{name}: the step did not end in time; exiting at once", file=sys.stderr, flush=True)
         os._exit(128 + self.signal)
