@@ -80,9 +80,8 @@ class Gradients:
                 by_dtype.setdefault(parameters[name].dtype, []).append(name)
             for members in by_dtype.values():
                 flat = _flat_gradients([parameters[name] for name in members])
-                self._buckets.append(
-                    _Bucket(tuple(members), flat, groups.get(ranks), ranks[0] == rank)
-                )
+                group = groups[ranks] if len(ranks) > 1 else None
+                self._buckets.append(_Bucket(tuple(members), flat, group, ranks[0] == rank))
 
     def zero(self) -> None:
         for bucket in self._buckets:

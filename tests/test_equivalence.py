@@ -55,7 +55,9 @@ class Case:
         return Config(
             run=RunConfig(steps=STEPS, dtype="float64", seed=1),
             mesh=MeshConfig(pipeline=pipeline, expert=expert, expert_data=expert_data),
-            pipeline=PipelineConfig(self.schedule, 2 * pipeline, self.overlap),
+            pipeline=PipelineConfig(
+                schedule=self.schedule, micro_batches=2 * pipeline, overlap=self.overlap
+            ),
             recompute=RecomputeConfig(*(self.recompute,) * 3),
             model=ModelConfig(
                 vocab_size=257,

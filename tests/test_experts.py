@@ -91,7 +91,7 @@ def _moe(
         (experts.gate_up_proj, (EXPERTS, 2 * INNER, WIDTH)),
         (experts.down_proj, (EXPERTS, WIDTH, INNER)),
     ):
-        whole = torch.randn(*shape, dtype=torch.float64, generator=generator)
+        whole = 0.5 * torch.randn(*shape, dtype=torch.float64, generator=generator)
         parameter.data.copy_(whole[first : first + count])
         parameter.grad = torch.zeros_like(parameter)
     choices, weights = _routing(scene, rank, world)

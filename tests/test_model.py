@@ -241,8 +241,8 @@ def test_losses_and_every_gradient_are_those_of_a_naive_model(variant: Variant) 
     total.backward()
 
     tokens = SEQUENCES * LENGTH
-    parts = {"loss": float(loss) * tokens, "balance": float(balance) * SEQUENCES}
-    parts |= {f"mtp_{d + 1}": float(mtp) * tokens for d, mtp in enumerate(mtp_losses)}
+    parts = {"loss": loss.item() * tokens, "balance": balance.item() * SEQUENCES}
+    parts |= {f"mtp_{d + 1}": mtp.item() * tokens for d, mtp in enumerate(mtp_losses)}
     assert totals.losses == pytest.approx(parts, rel=TOLERANCE)
     gradients = dict(named_tensors(layout.part, 0, lambda p: p.grad))
     assert set(gradients) == set(weights)

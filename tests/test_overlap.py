@@ -57,7 +57,7 @@ def _layout(process: Process, recompute: bool) -> Layout:
     config = Config(
         run=RunConfig(dtype="float64"),
         mesh=MeshConfig(expert=2),
-        pipeline=PipelineConfig("1f1b", 2),
+        pipeline=PipelineConfig("1f1b", micro_batches=2),
         recompute=RecomputeConfig(*(recompute,) * 3),
         model=ModelConfig(
             layers=LAYERS,
@@ -92,7 +92,15 @@ def _run_pair(process: Process, layout: Layout, executor: Executor) -> StepResul
 def _record(process: Process, overlap: bool, recompute: bool) -> list[Event]:
     log, layout = EventLog(), _layout(process, recompute)
     _run_pair(process, layout, _executor(layout, overlap, log))
+    # A flight is noted by another thread, perhaps a moment after the wait for it is over.
+    deadline = time.monotonic() + 10
+    while _count(log, "flight") < _count(log, "start") and time.monotonic() < deadline:
+        time.sleep(0.01)
     return log.events
+
+
+def _count(log: EventLog, what: str) -> int:
+    return sum(event.what == what for event in log.events)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["kept", "recomputed"])
@@ -101,14 +109,9 @@ def recorded(request: pytest.FixtureRequest) -> dict[bool, list[list[Event]]]:
     return {on: run_world(2, _record, on, request.param) for on in (False, True)}
 
 
-def _select(events: list[Event], label: str, what: str, *names: str) -> list[Event]:
-    """Events in order; names: how those of segments end, all if none is given."""
-    return [
-        event
-        for event in events
-        if event.label == label and event.what == what
-        and (not names or event.name.rsplit(".")[-1] in names)
-    ]  # fmt: skip
+def _select(events: list[Event], label: str, what: str, name: str | None = None) -> list[Event]:
+    """Events in order; all names if none is given."""
+    return [e for e in events if e.label == label and e.what == what and name in (None, e.name)]
 
 
 def _flights(events: list[Event], label: str, name: str) -> list[tuple[float, float]]:
@@ -123,22 +126,12 @@ def _inside(event: Event, flight: tuple[float, float]) -> bool:
     return flight[0] <= event.begin and event.end <= flight[1]
 
 
-ATTENTION = ("down", "q_a_layernorm", "kv_a_layernorm", "up", "attend")
-EXPERTS = ("sort_by_expert", "grouped_linear", "weighted_swiglu")
-
-
 def _parts(events: list[Event], label: str) -> dict[str, list[list[Event]]]:
     """Attention's and the experts' segments, by MoE layer in the order in which they ran."""
-    attention = [
-        e for e in _select(events, label, "compute") if e.name.startswith("MLA.")
-    ]
-    experts = [
-        e
-        for e in _select(events, label, "compute")
-        if e.name.startswith("GroupedExperts.") or e.name in ("grouped_linear", "weighted_swiglu")
-    ]
-    found = {"attention": attention, "experts": experts}
+    prefixes = {"attention": "MLA.", "experts": ("GroupedExperts.", "grouped_", "weighted_")}
     sizes = {"attention": 3, "experts": 4}
+    computed = _select(events, label, "compute")
+    found = {part: [e for e in computed if e.name.startswith(p)] for part, p in prefixes.items()}
     for name, size in sizes.items():
         assert len(found[name]) == size * MOE_LAYERS
     return {
@@ -229,10 +222,10 @@ def _compare_overlap(process: Process) -> dict[str, bool]:
     same = {name: torch.equal(g, both_gradients[name]) for name, g in one_gradients.items()}
     same |= {name: torch.equal(value, both.losses[name]) for name, value in one.losses.items()}
     same |= {f"load {name}": torch.equal(v, both.tallies[name]) for name, v in one.tallies.items()}
-    same |= {
-        f"gradient {name} there": bool(g.any()) for name, g in one_gradients.items()
+    same |= {f"gradient {name} there": bool(g.any()) for name, g in one_gradients.items()}
+    return same | {
+        f"load {n} differs": not torch.equal(v, loads[1][n]) for n, v in loads[0].items()
     }
-    return same | {f"load {n} differs": not torch.equal(v, loads[1][n]) for n, v in loads[0].items()}
 
 
 def test_interleaving_changes_no_bit() -> None:

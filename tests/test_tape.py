@@ -56,7 +56,7 @@ def mean_square(x: Tensor) -> Tensor:
 @dataclass
 class Toy:
     """Embedding, two exchanges of two tensors each, recomputed segments before and behind them,
-    one that reads another, and two weighted losses, one in the middle."""
+    one that reads another, what is sent read again later, and two weighted losses."""
 
     weights: dict[str, Tensor]
     recompute: bool = False
@@ -68,7 +68,7 @@ class Toy:
         h = tape.compute(torch.add, x, embedded)
         a = tape.compute(smooth, h, recompute=self.recompute)
         b = tape.compute(square, a, recompute=self.recompute)
-        y = tape.compute(linear, b, w["first"], queue)
+        y = sent = tape.compute(linear, b, w["first"], queue)
         z = tape.compute(torch.mul, a, y)
         tape.add_loss("middle", tape.compute(mean_square, y), 0.5)
         self.recomputed += [a, b]
@@ -78,6 +78,7 @@ class Toy:
         y = tape.compute(linear, c, w["second"], queue)
         (y,) = yield from tape.exchange("back", SHUFFLE.reversed(), y)
         y = tape.compute(torch.add, y, h)
+        y = tape.compute(torch.add, y, sent)
         y = tape.compute(linear, y, w["third"], queue)
         tape.add_loss("end", tape.compute(mean_square, y), 3.0)
         return y
@@ -92,7 +93,7 @@ class Toy:
         y = (a * a) @ w["first"].T
         middle = y.square().mean()
         shuffled = torch.nn.functional.silu((a * y)[order]) @ w["second"].T
-        out = (shuffled[order.argsort()] + h) @ w["third"].T
+        out = (shuffled[order.argsort()] + h + y) @ w["third"].T
         total = 0.5 * middle + 3.0 * out.square().mean() + (out * grad).sum()
         return out.detach(), list(torch.autograd.grad(total, [x, *w.values()]))
 
@@ -205,7 +206,7 @@ def test_empty_tensors_can_be_exchanged_beside_recomputed_ones() -> None:
 def test_weight_gradients_run_when_their_timing_says() -> None:
     """The order of all that a backward does; recomputing needs no gradient, so it hides too."""
     w, out, back = ("weights", "weights"), "out", "back"
-    end = [("compute", f) for f in ("mean_square", "linear", "add")]
+    end = [("compute", f) for f in ("mean_square", "linear", "add", "add")]
     middle = [("compute", f) for f in ("linear", "smooth")]
     again = [("recompute", "smooth"), ("recompute", "square")]
     first = [("compute", f) for f in ("mean_square", "mul", "linear", "square", "smooth", "add",

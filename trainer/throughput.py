@@ -134,6 +134,7 @@ def run_steps(layout: Layout, plan: Plan, stop: StopRequest) -> RankSteps:
         if batch >= 0:
             windows.append(Window(mode, begin, _now(layout.device)))
             loads.append(metrics.load_max)
+    log.settle()
     return RankSteps(windows, log.events, loads)
 
 

@@ -134,8 +134,8 @@ class _AllToAllPlan:
         return tape.compute(self.sum_by_token, y_SD)
 
     def pack(self, x_TD: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows to send; their weights, then their expert numbers as floats (exact to 2^24). The
-        weights of experts elsewhere go along and are not read."""
+        """Rows to send; their routing weights, then their expert numbers as floats of the same
+        type (exact to 2^24 in float32). Weights of experts elsewhere go along and are not read."""
         weights_SK = weights_TK.index_select(0, self.token_S)
         routing_S2K = torch.cat([weights_SK, self.local_SK.to(weights_SK.dtype)], dim=-1)
         return x_TD.index_select(0, self.token_S), routing_S2K

@@ -56,6 +56,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self._flights = 0
 
     @contextmanager
     def span(self, label: str, what: What, name: str) -> Iterator[None]:
@@ -68,9 +69,17 @@ class EventLog:
     def flight(self, label: str, name: str, begin: float, pending: object) -> None:
         """Note when `pending` completes, if it can tell (`on_completion(callback)`)."""
         on_completion = getattr(pending, "on_completion", None)
-        if on_completion is not None:
-            on_completion(
-                lambda: self.events.append(
-                    Event(label, "flight", name, begin, time.perf_counter())
-                )
-            )
+        if on_completion is None:
+            return
+        self._flights += 1
+        on_completion(
+            lambda: self.events.append(Event(label, "flight", name, begin, time.perf_counter()))
+        )
+
+    def settle(self, seconds: float = 5.0) -> None:
+        """Wait until every flight has been noted: another thread does, a little after its wait."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if sum(event.what == "flight" for event in self.events) >= self._flights:
+                return
+            time.sleep(0.001)
