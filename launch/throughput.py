@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,6 +25,7 @@ from trainer.signals import StopRequest
 from trainer.validate import ConfigError, mesh_of, validate
 
 if TYPE_CHECKING:
+    from parallel.process import Process
     from trainer.accounting import Mode
     from trainer.throughput import Plan
 
@@ -33,6 +35,8 @@ examples:
   python launch/throughput.py --config configs/overlap_2proc.yaml --compare-overlap \\
       --link-rate 1gbit
   python launch/throughput.py --config configs/cpu_4proc.yaml --compare-overlap --json
+  python launch/throughput.py --config configs/cpu_4proc.yaml --save-costs costs.yaml \\
+      --save-timeline step.json
   torchrun --nproc-per-node 2 launch/throughput.py --config configs/overlap_2proc.yaml
 
 What the figures mean, in seconds a step, mean over ranks:
@@ -59,6 +63,8 @@ class Options:
     warmup: int
     compare_overlap: bool
     link_rate: str | None
+    save_costs: Path | None
+    save_timeline: Path | None
     json: bool
 
     def problem(self, under_torchrun: bool) -> str | None:
@@ -107,6 +113,8 @@ def _parse(arguments: list[str]) -> tuple[Config, Options]:
     add("--warmup", type=int, default=2, help="Steps of each mode before those.")
     add("--compare-overlap", action="store_true", help="Alternate steps with overlap on and off.")
     add("--link-rate", type=str, default=None, help="Limit the loopback, as in 1gbit; needs root.")
+    add("--save-costs", type=Path, default=None, help="Write costs for simulate.py --costs.")
+    add("--save-timeline", type=Path, default=None, help="Write a step for simulate.py --measured.")
     add("--json", action="store_true", help="Print one JSON object instead of a table.")
     config, given = parse(parser, arguments)
     return config, Options(**{name: given[name] for name in Options.__dataclass_fields__})
@@ -152,6 +160,8 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
     device = process.device(config.run.device)
     join(process, device, timedelta(seconds=config.run.timeout), "env://")
     measured = measure(config, process, options.plan(config), stop)
+    if options.save_costs or options.save_timeline:
+        _save_costs(config, process, options)
     leave()
     if measured is None:
         return
@@ -159,6 +169,21 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
         print(json.dumps(as_json(config, measured, options.link_rate), indent=2))
     else:
         show(config, measured, options.link_rate)
+
+
+def _save_costs(config: Config, process: Process, options: Options) -> None:
+    """Time the run's own stages, and write what was asked for; rank 0 writes."""
+    from parallel.pipeline.costs import write_costs
+    from parallel.pipeline.timeline_file import write_timeline
+    from trainer.measured_costs import measure_costs
+
+    found = measure_costs(config, process, options.steps, options.warmup)
+    if found is None:
+        return
+    if options.save_costs:
+        write_costs(found.costs, options.save_costs)
+    if options.save_timeline:
+        write_timeline(found.timeline, options.save_timeline)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 
 
+class DeviceError(RuntimeError):
+    """The device that was asked for is not there; the message is one line."""
+
+
 @dataclass(frozen=True)
 class Process:
     """A rank of the world, and its number on its machine."""
@@ -32,7 +36,7 @@ class Process:
         if wanted == "cpu" or (wanted == "auto" and not enough):
             return torch.device("cpu")
         if not enough:
-            raise RuntimeError(
+            raise DeviceError(
                 f"run.device is cuda, but {self.local_world} processes share "
                 f"{torch.cuda.device_count()} GPUs here: set run.device to cpu or start fewer"
             )

@@ -1,4 +1,4 @@
-"""launch/train.py with a fault on rank 1: `FAULT=raise` or `FAULT=nan`, in step 1."""
+"""launch/train.py with a fault on rank 1: FAULT=raise or FAULT=nan in step 1, or FAULT=text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class FaultyLayer(torch.nn.Module):
 def main() -> None:
     parser = config_parser("failing_train", "", "")
     config, namespace = parse(parser, sys.argv[1:])
-    if os.environ.get("RANK") == "1":
+    if os.environ.get("RANK") == "1" and os.environ["FAULT"] == "text":
+        config.data.path = "other.txt"
+    elif os.environ.get("RANK") == "1":
         plain = ModelStage.forward
 
         def forward(self, tape, x, micro_batch):  # type: ignore[no-untyped-def]

@@ -64,8 +64,13 @@ def test_overrides_win_over_the_file_and_the_result_reads_back(tmp_path: Path) -
         (("--model.layers", "1"), ["model.layers", "2 or more"]),
         (("--data.global_batch", "6"), ["data.global_batch", "multiple of 4"]),
         (("--data.validation_fraction", "1.5"), ["data.validation_fraction"]),
+        (("--pipeline.schedule_file", "nowhere.json"), ["schedule file nowhere.json"]),
         (("--model.dim", "0"), ["model.dim", "more than 0"]),
         (("--run.name", "a/b"), ["run.name"]),
+        (("--run.name", "two\nlines"), ["run.name"]),
+        (("--run.see", "1"), ["run.see", "run.seed"]),
+        (("--run.seed", str(2**64)), ["run.seed"]),
+        (("--pipeline.micro_batches", str(10**9)), ["pipeline.micro_batches"]),
         (("--model.vocab_size", "256"), ["model.vocab_size", "257"]),
     ],
 )
@@ -85,6 +90,26 @@ def test_an_unknown_key_in_a_file_names_the_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.*moe\.expers") as caught:
         config("--config", str(tmp_path / "bad.yaml"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["bad.yaml", "keys"]),
+        (b"- a\n", ["bad.yaml", "['a']"]),
+        (b"model: {moe: 3}\n", ["bad.yaml", "model: moe", "3"]),
+        (b"\xff\xfe", ["bad.yaml", "YAML"]),
+        (b"model: [", ["bad.yaml", "YAML"]),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line_with_its_name(
+    tmp_path: Path, content: bytes, words: list[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        config("--config", str(tmp_path / "bad.yaml"))
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_the_command_exits_with_2_and_one_line_before_torch_is_imported(tmp_path: Path) -> None:

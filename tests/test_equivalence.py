@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from parallel.pipeline.costs import CostModel
+from parallel.pipeline.search import search
+from parallel.pipeline.table_file import write_table
 from parallel.process import Process
 from tests.distributed import run_world
 from trainer.config import (
@@ -49,6 +53,7 @@ class Case:
     recompute: bool
     overlap: bool
     layers: int = 4
+    schedule_file: str | None = None
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
@@ -56,7 +61,10 @@ class Case:
             run=RunConfig(steps=STEPS, dtype="float64", seed=1),
             mesh=MeshConfig(pipeline=pipeline, expert=expert, expert_data=expert_data),
             pipeline=PipelineConfig(
-                schedule=self.schedule, micro_batches=2 * pipeline, overlap=self.overlap
+                schedule=self.schedule,
+                schedule_file=self.schedule_file,
+                micro_batches=2 * pipeline,
+                overlap=self.overlap,
             ),
             recompute=RecomputeConfig(*(self.recompute,) * 3),
             model=ModelConfig(
@@ -175,3 +183,19 @@ def test_the_ranks_together_hold_every_tensor(
     results = run_world(4, run_cases, [case])
     held = set().union(*(result[0]["weights"] for result in results))
     assert held == set(reference[4, 1]["weights"])
+
+
+def test_a_searched_table_from_a_file_gives_the_same_numbers(
+    tmp_path: Path, reference: dict[tuple[int, int], dict[str, Any]]
+) -> None:
+    costs = CostModel(forward=[1, 1, 1, 1], pair_factor=0.85)
+    found = search(costs, ranks=2, micro_batches=4, moves=20_000)
+    assert found.makespan < found.start_makespan
+    write_table(found.schedule, tmp_path / "found.json")
+    cases = [
+        Case("1f1b", (2, 1, 1), 1, recompute, True, 4, str(tmp_path / "found.json"))
+        for recompute in (False, True)
+    ]
+    for rank, results in enumerate(run_world(2, run_cases, cases)):
+        for case, result in zip(cases, results):
+            _compare(f"{case} on rank {rank}", result, reference[4, 1])

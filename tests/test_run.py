@@ -82,6 +82,14 @@ def test_a_run_folder_is_not_written_over(tmp_path: Path) -> None:
     assert code == 1 and "run.overwrite" in err and len(err.splitlines()) == 1, err
     assert (tmp_path / "runs/tiny/metrics.jsonl").read_text() == before
 
+    # What cannot start replaces nothing.
+    code, _, err = finish(
+        start(tmp_path, *arguments, "--run.overwrite", "true", "--data.path", "nowhere.txt")
+    )
+    assert code == 1 and "nowhere.txt" in err
+    assert (tmp_path / "runs/tiny/metrics.jsonl").read_text() == before
+    assert saved_weights(tmp_path / "runs/tiny/weights")
+
     running = start(tmp_path, *arguments[:-1], "100000", "--run.overwrite", "true")
     wait_for(lambda: steps_done(tmp_path) > 1)
     code, _, err = finish(start(tmp_path, *arguments, "--run.overwrite", "true"))
@@ -142,6 +150,19 @@ def test_a_loss_that_is_not_finite_stops_every_rank(
     assert code != 0
     assert "step 1: " in line and "rank 1 (loss)" in line, err
     assert steps_done(tmp_path) == 1
+    weights = saved_weights(tmp_path / "runs/tiny/weights")  # of the last good step
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+def test_ranks_that_read_different_text_do_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "text")
+    (tmp_path / "other.txt").write_text("another text " * 100)
+    process = start(tmp_path, "--config", TINY, processes=2, script="tests/failing_train.py")
+    code, _, err = finish(process)
+    assert code != 0 and "rank 1 has another text" in err, err
+    assert not (tmp_path / "runs/tiny/metrics.jsonl").exists()
 
 
 def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class PipelineConfig:
         "dualpipe", "dualpipev", "1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zbv"
     ] = "1f1b"
     """Schedule of the micro-batches."""
+    schedule_file: str | None = None
+    """A schedule table as `launch/simulate.py --table` writes it; takes the place of schedule."""
     micro_batches: int = 4
     """Micro-batches a step on each data-parallel rank, in all flows together."""
     overlap: bool = True

@@ -21,10 +21,8 @@ from trainer.validate import ConfigError
 # torchrun ends the other ranks when one has failed, so a rank that stays silent for this long
 # lets rank 0 say what is wrong once, and still speaks if rank 0 has nothing to say.
 _SILENCE = 3.0
-_LOST_PEER = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket timeout|timed out|store.*(closed|fail)",
-    re.IGNORECASE | re.DOTALL,
-)
+# How gloo, NCCL and the store speak of a peer that is gone.
+_LOST_PEER = re.compile(r"gloo/|NCCL|ProcessGroup|TCPStore|Broken pipe")
 
 
 def refuse(error: ConfigError, prog: str) -> NoReturn:
@@ -38,7 +36,9 @@ def refuse(error: ConfigError, prog: str) -> NoReturn:
 def run_guarded(command: Callable[[StopRequest], None], prog: str) -> NoReturn:
     """Run a command to its end and exit. No failure hangs in a peer's collective: a rank that
     fails leaves at once, without waiting for threads that wait for other ranks."""
-    from parallel.together import PeerError  # imports torch, which `refuse` need not wait for
+    # These import torch, which `refuse` need not wait for.
+    from parallel.process import DeviceError
+    from parallel.together import PeerError
 
     stop = StopRequest()
     rank = _rank()
@@ -50,14 +50,13 @@ def run_guarded(command: Callable[[StopRequest], None], prog: str) -> NoReturn:
         code = 128 + stopped.signal
         if rank == 0:
             print(f"{prog}: {stopped}", file=sys.stderr)
-    except (RunError, DataError, PeerError) as error:
+    except (RunError, DataError, PeerError, DeviceError) as error:
         if rank == 0 or not stop.wait(_SILENCE):
             print(f"{prog}: {error}", file=sys.stderr)
     except BaseException as error:
-        if _LOST_PEER.search(str(error)):
-            if not stop.wait(_SILENCE):
-                line = str(error).splitlines()[0]
-                print(f"{prog}: rank {rank} has lost another rank: {line}", file=sys.stderr)
+        if isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
+            line = str(error).splitlines()[0]
+            print(f"{prog}: rank {rank} has lost another rank: {line}", file=sys.stderr)
         else:
             for line in traceback.format_exc().splitlines():
                 print(f"[rank {rank}] {line}", file=sys.stderr)

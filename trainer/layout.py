@@ -14,8 +14,8 @@ from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispat
 from parallel.groups import RankSet, make_groups
 from parallel.mesh import Mesh
 from parallel.pipeline.executor import Executor
-from parallel.pipeline.generators import forward_only, generate
-from parallel.pipeline.lower import lower
+from parallel.pipeline.generators import forward_only
+from parallel.pipeline.lower import channels, lower
 from parallel.pipeline.recorder import Recorder, Silence
 from parallel.pipeline.schedule import Schedule
 from parallel.pipeline.transport import Transport
@@ -25,6 +25,7 @@ from trainer.model.named import initialise
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, partition
 from trainer.model.stage import ModelStage
+from trainer.schedule import schedule_of
 from trainer.validate import mesh_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -61,13 +62,16 @@ class Layout:
 
     def trainer(self, overlap: bool, recorder: Recorder | None = None) -> Executor:
         """The executor of training steps."""
-        return self._executor(self.schedule, overlap, recorder)
+        return self.executor(self.schedule, overlap, recorder)
 
     def evaluator(self, micro_batches: int) -> Executor:
         """The executor of forward passes only."""
-        return self._executor(forward_only(self.schedule.placement, micro_batches), True, None)
+        return self.executor(forward_only(self.schedule.placement, micro_batches), True)
 
-    def _executor(self, schedule: Schedule, overlap: bool, recorder: Recorder | None) -> Executor:
+    def executor(
+        self, schedule: Schedule, overlap: bool, recorder: Recorder | None = None
+    ) -> Executor:
+        """The executor of any table with the placement of this layout."""
         return Executor(
             schedule=schedule,
             program=lower(schedule).programs[self.pipeline_rank],
@@ -88,7 +92,7 @@ def build(config: Config, process: Process, device: torch.device) -> Layout:
     """
     mesh = mesh_of(config)
     pipeline = config.pipeline
-    schedule = generate(pipeline.schedule, mesh.pipeline, pipeline.micro_batches)
+    schedule = schedule_of(config)
     parts = partition(
         config.model.layers, schedule.stages, config.model.mtp.depth, pipeline.layers_per_stage
     )
@@ -134,7 +138,8 @@ def _transport(layout: Layout, timeout: timedelta) -> Transport | None:
         return None
     ranks = mesh.pipeline_group(rank)
     tokens = layout.sequences * config.data.sequence_length
-    return Transport(
+    transport = Transport(
+        rank=layout.pipeline_rank,
         ranks=ranks,
         up=up[ranks],
         down=down[ranks],
@@ -142,3 +147,5 @@ def _transport(layout: Layout, timeout: timedelta) -> Transport | None:
         dtype=DTYPES[config.run.dtype],
         device=layout.device,
     )
+    transport.open(channels(lower(layout.schedule)))
+    return transport

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import time
+import zlib
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,20 +15,20 @@ import yaml
 from torch import Tensor
 
 from parallel.process import Process, join, leave
-from parallel.together import together
+from parallel.together import gather, together
 from trainer.config import Config
 from trainer.console import RunConsole
 from trainer.data.batches import Batches, validation_windows
 from trainer.data.bigram import bigram_cross_entropy, bigram_log_probabilities, count_bigrams
 from trainer.data.corpus import Split, load_corpus, split_corpus
 from trainer.data.tokens import ByteTokenizer
-from trainer.errors import Stopped
+from trainer.errors import RunError, Stopped
 from trainer.layout import Layout, build
 from trainer.metrics import MetricsLog, row
 from trainer.model.size import parameter_counts
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, require_shared
 from trainer.signals import StopRequest
-from trainer.trainer import Trainer
+from trainer.trainer import NonFiniteError, Trainer
 from trainer.weights import save_weights
 
 
@@ -40,14 +42,6 @@ class Text:
     windows: Tensor
 
 
-@dataclass
-class Outputs:
-    """Where rank 0 writes."""
-
-    folder: RunFolder
-    log: MetricsLog
-
-
 def train(config: Config, resolved: str, stop: StopRequest) -> None:
     """Train as `config` says; `resolved` is that config as YAML, for the run folder.
 
@@ -58,24 +52,41 @@ def train(config: Config, resolved: str, stop: StopRequest) -> None:
     device = process.device(config.run.device)
     join(process, device, timedelta(seconds=config.run.timeout), "env://")
     console = RunConsole(config, quiet=process.rank > 0)
-    outputs = together(lambda: _open_outputs(config, resolved) if process.rank == 0 else None)
+    path = Path(config.run.dir) / config.run.name
+    first = process.rank == 0
+    folder = together(lambda: RunFolder(path, config.run.overwrite) if first else None)
+    together(lambda: require_shared(path))
     text = together(lambda: _load_text(config))
+    _require_same(resolved, text)
     layout = build(config, process, device)
-    if process.rank == 0:
+    log = together(lambda: _begin(folder, config, resolved) if folder is not None else None)
+    if first:
         console.begin(layout, *parameter_counts(config), _describe(text, config))
     try:
-        _run_steps(config, Trainer(layout), text, console, outputs, stop)
+        _run_steps(config, Trainer(layout), text, console, log, stop)
     finally:
         console.end()
-        if outputs is not None:
-            outputs.log.close()
+        if log is not None:
+            log.close()
     leave()
 
 
-def _open_outputs(config: Config, resolved: str) -> Outputs:
-    folder = RunFolder(Path(config.run.dir) / config.run.name, config.run.overwrite)
-    folder.write("config.yaml", resolved)
-    return Outputs(folder, MetricsLog(folder.path, config, yaml.safe_load(resolved)))
+def _begin(folder: RunFolder, config: Config, resolved: str) -> MetricsLog:
+    folder.begin(resolved)
+    return MetricsLog(folder.path, config, yaml.safe_load(resolved))
+
+
+def _require_same(resolved: str, text: Text) -> None:
+    """Raise RunError on all ranks unless all have read the same config and the same text."""
+    corpus = text.training.corpus
+    mine = {
+        "config": hashlib.sha256(resolved.encode()).hexdigest(),
+        "text (data.path, or the version of Python)": zlib.crc32(corpus.tokens.tobytes()),
+    }
+    for rank, theirs in enumerate(everyone := gather(mine)):
+        for what, value in theirs.items():
+            if value != everyone[0][what]:
+                raise RunError(f"rank {rank} has another {what} than rank 0: give all the same")
 
 
 def _load_text(config: Config) -> Text:
@@ -112,7 +123,7 @@ def _run_steps(
     trainer: Trainer,
     text: Text,
     console: RunConsole,
-    outputs: Outputs | None,
+    log: MetricsLog | None,
     stop: StopRequest,
 ) -> None:
     """All steps, evaluations and the final weights; Stopped in between if asked to."""
@@ -120,23 +131,28 @@ def _run_steps(
     tokens = config.data.global_batch * config.data.sequence_length
     for step in range(config.run.steps):
         begin = time.perf_counter()
-        metrics = trainer.step(step, _micro_batches(layout, text, step), stop.asked)
+        try:
+            metrics = trainer.step(step, _micro_batches(layout, text, step), stop.asked)
+        except NonFiniteError as error:  # on all ranks, with the weights of the step before
+            raise NonFiniteError(f"{error}; {_save(config, layout)}") from error
+        if metrics.stop:
+            stop.reached()
         values = row(step, metrics, tokens, time.perf_counter() - begin)
         last = step + 1 == config.run.steps
         every = config.metrics.eval_every
-        if last or (every and (step + 1) % every == 0):
+        if last or (every and (step + 1) % every == 0 and not metrics.stop):
             values["validation_loss"] = trainer.evaluate(text.windows)
-        if outputs is not None:
-            outputs.log.write(values)
+        if log is not None:
+            log.write(values)
         console.step(values)
         if "validation_loss" in values:
             console.say(f"validation loss {values['validation_loss']:.4f} after step {step + 1}")
         if metrics.stop and not last:
-            where = _save(config, layout, console)
+            where = _save(config, layout)
             raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step + 1}; {where}")
     if config.data.path is None:
         console.say(_bigram_line(config, text, values["validation_loss"]))
-    console.say(_save(config, layout, console))
+    console.say(_save(config, layout))
 
 
 def _micro_batches(layout: Layout, text: Text, step: int):  # type: ignore[no-untyped-def]
@@ -147,7 +163,9 @@ def _micro_batches(layout: Layout, text: Text, step: int):  # type: ignore[no-un
 
 def _bigram_line(config: Config, text: Text, loss: float) -> str:
     """How the model compares with a byte-bigram model on the same held-out text."""
-    log_probabilities = bigram_log_probabilities(count_bigrams(text.training, 257))
+    log_probabilities = bigram_log_probabilities(
+        count_bigrams(text.training, ByteTokenizer().vocabulary_size)
+    )
     windows = text.windows.numpy()
     entropy = bigram_cross_entropy(log_probabilities, windows, config.data.sequence_length)
     verdict = "below" if loss < entropy else "NOT below"
@@ -157,7 +175,7 @@ def _bigram_line(config: Config, text: Text, loss: float) -> str:
     )
 
 
-def _save(config: Config, layout: Layout, console: RunConsole) -> str:
+def _save(config: Config, layout: Layout) -> str:
     if not config.checkpoint.save_weights:
         return "no weights saved, as checkpoint.save_weights says"
     folder = Path(config.run.dir) / config.run.name / "weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,26 +35,40 @@ class MetricsLog:
     """Writes rows as they come; used on rank 0."""
 
     def __init__(self, folder: Path, config: Config, resolved: Mapping[str, Any]) -> None:
-        """Raises RunError where Weights & Biases cannot be started as metrics.wandb asks."""
-        self._file = open(folder / "metrics.jsonl", "w")  # noqa: SIM115 (closed by close)
+        """Raises RunError where the file cannot be made, or Weights & Biases not be started as
+        metrics.wandb asks."""
+        try:
+            self._file = open(folder / "metrics.jsonl", "w")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise RunError(f"run.dir: cannot write {folder}: {error.strerror}") from error
+        self._warned = False
         self._wandb: Any = None
         if config.metrics.wandb != "off":
             self._wandb = _start_wandb(folder, config.metrics.wandb, config.run.name, resolved)
 
     def write(self, values: Mapping[str, float | int]) -> None:
-        """Raises RunError where the file cannot be written (a full disk)."""
+        """A file that cannot be written (a full disk) costs its lines, with a warning, and not the
+        run."""
         try:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()  # a run that dies keeps all steps that it finished
         except OSError as error:
-            raise RunError(f"cannot write {self._file.name}: {error.strerror}") from error
+            self._warn(error)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=int(values["step"]))
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._warn(error)
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            print(f"cannot write {self._file.name}: {error.strerror}; training on", file=sys.stderr)
+        self._warned = True
 
 
 def _start_wandb(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from trainer.config import Config
@@ -20,6 +25,7 @@ def config_parser(prog: str, description: str, examples: str) -> ArgumentParser:
         description=description,
         epilog=examples,
         exit_on_error=False,
+        allow_abbrev=False,
         print_config="--print-config",
     )
     parser.add_argument("--config", action="config", help="YAML file; keys given behind it win.")
@@ -32,14 +38,44 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Nam
 
     Raises ConfigError, in one line, for a key or a value that does not fit.
     """
+    for path in _config_files(arguments):
+        _check_file(path)
     try:
         namespace = parser.parse_args(list(arguments))
         parsed = parser.instantiate(namespace)
-    except ArgumentError as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(line + _suggestion(line, parser)) from error
     sections = Config.__dataclass_fields__
     return Config(**{name: parsed[name] for name in sections}), namespace
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    return [value for option, value in pairwise(arguments) if option == "--config"] + [
+        argument.removeprefix("--config=")
+        for argument in arguments
+        if argument.startswith("--config=")
+    ]
+
+
+def _check_file(path: str) -> None:
+    """Raise ConfigError unless a config file is sections of keys; their values come later."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    _check_section(f"--config {path}", values, Config)
+
+
+def _check_section(where: str, values: object, section: type) -> None:
+    if not isinstance(values, dict):
+        got = "nothing" if values is None else repr(values)
+        raise ConfigError(f"{where}: must be keys with their values, got {got}")
+    for name, kind in get_type_hints(section).items():
+        if dataclasses.is_dataclass(kind) and name in values:
+            _check_section(f"{where}: {name}", values[name], kind)  # type: ignore[arg-type]
 
 
 def to_yaml(parser: ArgumentParser, namespace: Namespace) -> str:

@@ -2,48 +2,87 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from trainer.errors import RunError
 
+LOCK = ".lock"
+
 
 class RunFolder:
-    """A run folder that this process has claimed; only rank 0 makes one."""
+    """A run folder that this process has claimed; only rank 0 makes one.
+
+    Claiming it changes nothing that is in it: an earlier run is replaced by `begin` only, when
+    everything else that can go wrong at the start has not.
+    """
 
     def __init__(self, path: Path, overwrite: bool) -> None:
-        """Make the folder, or empty it if it holds a finished run and `overwrite` says so.
+        """Make the folder and lock it.
 
-        Raises RunError where another run is in it, or has been and `overwrite` does not say so, or
-        it cannot be written.
+        Raises RunError where another run is in it, or has been and `overwrite` does not say that it
+        may go, or it cannot be written.
         """
         self.path = path
-        try:
+        with _saying(f"run.dir: cannot make {path}"):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = open(path / ".lock", "w")  # noqa: SIM115 (held for the run)
-        except OSError as error:
-            raise RunError(f"run.dir: cannot make {path}: {error.strerror}") from error
+            self._lock: IO[str] = open(path / LOCK, "w")  # noqa: SIM115 (held for the run)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(f"run.dir: cannot lock {path / LOCK}: {error.strerror}") from error
             raise RunError(
                 f"run.name: the run folder {path} is in use by a run that is going on: choose "
                 "another run.name"
             ) from error
-        contents = [entry for entry in path.iterdir() if entry.name != ".lock"]
+        contents = self._contents()
         if contents and not (path / "config.yaml").exists():
             raise RunError(
                 f"run.name: {path} is not empty and not a run folder: choose another run.name"
             )
-        if contents and not overwrite:
+        if self._holds_a_run() and not overwrite:
             raise RunError(
                 f"run.name: the run folder {path} holds a run: choose another run.name, or set "
                 "run.overwrite to true to replace it"
             )
-        for entry in contents:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def write(self, name: str, text: str) -> None:
-        (self.path / name).write_text(text)
+    def begin(self, config: str) -> None:
+        """Empty the folder and write the resolved config, YAML, into it."""
+        with _saying(f"run.dir: cannot write {self.path}"):
+            for entry in self._contents():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            (self.path / "config.yaml").write_text(config)
+
+    def _contents(self) -> list[Path]:
+        with _saying(f"run.dir: cannot read {self.path}"):
+            return [entry for entry in self.path.iterdir() if entry.name != LOCK]
+
+    def _holds_a_run(self) -> bool:
+        """Whether a run has been here that finished a step or saved weights."""
+        metrics = self.path / "metrics.jsonl"
+        return (self.path / "weights").exists() or (
+            metrics.exists() and metrics.stat().st_size > 0
+        )
+
+
+def require_shared(path: Path) -> None:
+    """Raise RunError unless this rank sees the folder that rank 0 has claimed."""
+    if not (path / LOCK).exists():
+        raise RunError(
+            f"run.dir: {path} was made by rank 0 but is not there on this machine: set run.dir to "
+            "a folder on a file system that all ranks share, for each rank saves its own weights"
+        )
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{what}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop at the end of the step, or, if that never comes, soon anyway.
+"""Ctrl-C, SIGTERM and SIGHUP: stop at the end of the step, or, if that never comes, soon anyway.
 
 The main thread may be deep inside a collective that never returns, where Python runs no signal
 handler. So a thread of its own waits for the signals.
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPATIENT = 3.0  # seconds after which a second signal means: at once
 
 
@@ -24,12 +24,17 @@ class StopRequest:
         self.signal: int | None = None
         self._grace = grace
         self._asked = threading.Event()
+        self._reached = threading.Event()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # threads started from now inherit it
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     @property
     def asked(self) -> bool:
         return self._asked.is_set()
+
+    def reached(self) -> None:
+        """The step has ended: saving may take as long as it takes."""
+        self._reached.set()
 
     def wait(self, seconds: float) -> bool:
         """Wait so long, or less if asked to stop meanwhile; whether it was."""
@@ -39,11 +44,12 @@ class StopRequest:
         self.signal = signal.sigwait(SIGNALS)
         self._asked.set()
         begin = time.monotonic()
-        while (waited := time.monotonic() - begin) < self._grace:
-            again = signal.sigtimedwait(SIGNALS, self._grace - waited)
+        while self._reached.is_set() or time.monotonic() - begin < self._grace:
+            again = signal.sigtimedwait(SIGNALS, 0.2)
             # On Ctrl-C the terminal and torchrun both send one: only a later one is impatience.
             if again is not None and time.monotonic() - begin > _IMPATIENT:
                 break
         name = signal.Signals(self.signal).name
-        print(f"{name}: the step did not end in time; exiting at once", file=sys.stderr, flush=True)
+        line = f"{name}: what is running did not end in time; exiting at once, nothing saved"
+        print(line, file=sys.stderr, flush=True)
         os._exit(128 + self.signal)

@@ -3,12 +3,13 @@ and what would be right."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from parallel.mesh import Mesh
-from parallel.pipeline.generators import generate
 from parallel.pipeline.schedule import ScheduleError
 from trainer.config import Config
+from trainer.schedule import schedule_of
 
 
 class ConfigError(ValueError):
@@ -29,8 +30,8 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _out_of_range(config)
     yield from _mesh_problems(config, world_size)
     yield from _model_problems(config)
+    yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _pipeline_problems(config)
-    yield from _batch_problems(config)
 
 
 def _out_of_range(config: Config) -> Iterator[str]:
@@ -95,8 +96,17 @@ def _out_of_range(config: Config) -> Iterator[str]:
         )
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         yield f"optimizer.betas must each lie in [0, 1), got {list(config.optimizer.betas)}"
-    if not config.run.name or "/" in config.run.name or config.run.name in {".", ".."}:
-        yield f"run.name must be the name of a folder, got {config.run.name!r}"
+    if not re.fullmatch(r"[\w.+=,@-]{1,100}", config.run.name) or set(config.run.name) == {"."}:
+        yield (
+            "run.name must be the name of a folder, of letters, digits and _.+=,@- and at most 100 "
+            f"long, got {config.run.name!r}"
+        )
+    if config.run.seed >= 2**63:
+        yield f"run.seed must be less than 2^63, got {config.run.seed}"
+    if config.run.timeout > 1e6:
+        yield f"run.timeout must be at most 1e6 seconds, got {config.run.timeout}"
+    if config.optimizer.min_lr_ratio > 1:
+        yield f"optimizer.min_lr_ratio must be at most 1, got {config.optimizer.min_lr_ratio}"
 
 
 def _mesh_problems(config: Config, world_size: int) -> Iterator[str]:
@@ -148,21 +158,22 @@ def _model_problems(config: Config) -> Iterator[str]:
 def _pipeline_problems(config: Config) -> Iterator[str]:
     pipeline, layers = config.pipeline, config.model.layers
     try:
-        stages = generate(pipeline.schedule, config.mesh.pipeline, pipeline.micro_batches).stages
+        schedule = schedule_of(config)
     except ScheduleError as error:
         yield str(error)
         return
+    name, stages = schedule.name, schedule.stages
     given = pipeline.layers_per_stage
     if given is None:
         if layers < stages:
             yield (
-                f"model.layers = {layers} is fewer than the {stages} stages of {pipeline.schedule} "
+                f"model.layers = {layers} is fewer than the {stages} stages of {name} "
                 f"on mesh.pipeline = {config.mesh.pipeline}: set model.layers to {stages} or more"
             )
     elif len(given) != stages or sum(given) != layers or min(given) < 1:
         yield (
             f"pipeline.layers_per_stage = {given} must have {stages} entries of at least 1 (the "
-            f"stages of {pipeline.schedule}) that add up to model.layers = {layers}"
+            f"stages of {name}) that add up to model.layers = {layers}"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from parallel.pipeline.collector import collector_paused
@@ -29,11 +29,12 @@ class Report:
     """What a table that holds its promises needs.
 
     peak_in_flight: activations held at once, by rank, in full stages (one P-th of the model each).
-    messages: sent in one step of training, by all ranks.
+    messages: sent in one step of training, by all ranks. lowered: the table with them.
     """
 
     peak_in_flight: tuple[float, ...]
     messages: int
+    lowered: Lowered = field(repr=False)
 
 
 @collector_paused()
@@ -49,7 +50,7 @@ def check(schedule: Schedule) -> Report:
     lowered = lower(schedule)
     check_lowered(lowered)
     messages = sum(len(step.sends) for program in lowered.programs for step in program)
-    return Report(peak_in_flight(schedule), messages)
+    return Report(peak_in_flight(schedule), messages, lowered)
 
 
 def peak_in_flight(schedule: Schedule) -> tuple[float, ...]:

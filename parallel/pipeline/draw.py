@@ -1,209 +1,157 @@
-"""The picture of a timeline, as SVG and PNG: ranks as rows, time to the right.
+"""The picture of timelines, as SVG and PNG: ranks as rows, time to the right, memory below.
 
 Colours fall in lightness from F over I and B to W, so they hold in greyscale and for the
 colour-blind. An overlapped pair is one cell, the forward above the backward. Numbers are
-micro-batches: those of DualPipe's flow 1 are counted on from flow 0's, those of a rank's second
-stage on a V are underlined.
+micro-batches: those of DualPipe's flow 1 are counted on from flow 0's, those of a rank's further
+stages in the same flow are underlined.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from parallel.pipeline.schedule import Action, Overlap, Schedule
-from parallel.pipeline.simulate import Timeline
+from parallel.pipeline import draw_rows as rows
+from parallel.pipeline.schedule import Schedule
+from parallel.pipeline.timeline import Timeline
+from parallel.pipeline.trace import NAMES
 
-COLOURS = {"F": "#fde3a7", "I": "#8cbfe6", "B": "#3d7fb8", "W": "#1d3557"}
-INK_ON = {"F": "#2b2b2b", "I": "#14283c", "B": "#ffffff", "W": "#ffffff"}
-NAMES = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
-IDLE_FACE, IDLE_LINES = "#ffffff", "#cfcfcf"
-EDGE, INK, QUIET = "#5f5f5f", "#2b2b2b", "#6a6a6a"
+INK, QUIET = "#2b2b2b", "#6a6a6a"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tandem",  # equal timelines give equal files
     "font.family": "DejaVu Sans",
     "hatch.linewidth": 0.6,
 }
-ROW_INCHES, CELL_INCHES = 0.36, 0.17
+CELL_INCHES = 0.17
 MIN_WIDTH_INCHES, MAX_WIDTH_INCHES = 9.5, 30.0
-CELL_HEIGHT = 0.84
-NUMBER_POINTS, SMALLEST_POINTS = 8.0, 3.2
+LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES = 0.7, 0.5, 0.6
+TITLE_INCHES, BETWEEN_INCHES, AFTER_INCHES = 0.3, 0.12, 0.3
 
 
-class Cell(NamedTuple):
-    """An action as a rectangle, in units of time and of rows."""
+def save(
+    timeline: Timeline,
+    *paths: Path | str,
+    measured: Timeline | None = None,
+    transfers: bool = False,
+) -> None:
+    """Draw `timeline`, and `measured` below it, into files, their format by suffix.
 
-    action: Action
-    left: float
-    top: float
-    width: float
-    height: float
-
-
-def save(timeline: Timeline, *paths: Path | str) -> None:
-    """Draw `timeline` into files, their format by suffix; equal timelines give equal bytes."""
+    Equal timelines give equal bytes.
+    """
+    timelines = {"": timeline}
+    if measured:
+        timelines = {"simulated ": timeline, "measured ": measured}
     with mpl.rc_context(STYLE):
-        figure = draw(timeline)
+        figure = draw(timelines, transfers)
         for path in map(Path, paths):
             path.parent.mkdir(parents=True, exist_ok=True)
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
             figure.savefig(path, dpi=160, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
 
 
-def draw(timeline: Timeline) -> Figure:
-    """The picture of `timeline`."""
-    schedule = timeline.schedule
-    width = _axes_width(timeline)
-    figure = Figure(figsize=(width + 1.0, ROW_INCHES * schedule.ranks + 1.5))
+def draw(timelines: Mapping[str, Timeline], transfers: bool = False) -> Figure:
+    """The picture of timelines, one above the other on one scale, each with what it is."""
+    makespan = max(timeline.makespan for timeline in timelines.values()) or 1.0
+    highest = max(max(timeline.peak_memory) for timeline in timelines.values())
+    width = max(map(_width, timelines.values()))
+    look = rows.WITH_TRANSFERS if transfers else rows.PLAIN
+    height = BOTTOM_INCHES + sum(_height(timeline, look) for timeline in timelines.values())
+    figure = Figure(figsize=(LEFT_INCHES + width + RIGHT_INCHES, height))
     FigureCanvasAgg(figure)
-    height = figure.get_figheight()
-    axes = figure.add_axes(
-        (
-            0.7 / figure.get_figwidth(),
-            0.75 / height,
-            width / figure.get_figwidth(),
-            ROW_INCHES * schedule.ranks / height,
-        )
-    )
-    inches_a_unit = width / (timeline.makespan or 1.0)
-    cells = list(_cells(timeline))
-    _draw_idle(axes, timeline)
-    _draw_cells(axes, cells)
-    _draw_pairs(axes, timeline)
-    _draw_numbers(axes, cells, schedule, inches_a_unit)
-    _finish(axes, timeline, figure)
+    top = height
+    for what, timeline in timelines.items():
+        top -= TITLE_INCHES
+        _text(figure, LEFT_INCHES, top + 0.1, what + _title(timeline), fontsize=11, color=INK)
+
+        ranks = timeline.schedule.ranks
+        top -= ranks * look.row_inches
+        axes = _axes(figure, top, width, ranks * look.row_inches, ranks, makespan)
+        rows.draw_rows(axes, timeline, look)
+        rows.draw_numbers(axes, timeline, look, width / makespan)
+        if transfers:
+            rows.draw_transfers(axes, timeline, look)
+        axes.tick_params(axis="x", length=0, labelbottom=False)
+
+        top -= ranks * rows.MEMORY_ROW_INCHES + BETWEEN_INCHES
+        axes = _axes(figure, top, width, ranks * rows.MEMORY_ROW_INCHES, ranks, makespan)
+        rows.draw_memory(axes, timeline, highest)
+        for rank, peak in enumerate(timeline.peak_memory):
+            bottom = rank + rows.MEMORY_HEIGHT / 2
+            axes.text(timeline.makespan, bottom, f"  {peak:.4g}", fontsize=7.5, color=INK)
+        top -= AFTER_INCHES
+    _legend(figure, timelines, transfers)
+    _text(
+        figure, LEFT_INCHES + width, BOTTOM_INCHES - 0.38, _note(timeline),
+        fontsize=8.5, color=QUIET, ha="right", va="top",
+    )  # fmt: skip
     return figure
 
 
-def _axes_width(timeline: Timeline) -> float:
+def _height(timeline: Timeline, look: rows.Look) -> float:
+    rank = look.row_inches + rows.MEMORY_ROW_INCHES
+    return TITLE_INCHES + BETWEEN_INCHES + AFTER_INCHES + rank * timeline.schedule.ranks
+
+
+def _width(timeline: Timeline) -> float:
     """Wide enough for a number in the narrowest cell, within reason."""
-    narrowest = min((c.width for c in _cells(timeline) if c.width > 0), default=1.0)
+    widths = (cell.width for cell in rows.cells(timeline))
+    narrowest = min((width for width in widths if width > 0), default=1.0)
     return min(MAX_WIDTH_INCHES, max(MIN_WIDTH_INCHES, CELL_INCHES * timeline.makespan / narrowest))
 
 
-def _cells(timeline: Timeline) -> Iterator[Cell]:
-    for rank, item, begin, end in timeline.spans:
-        top = rank - CELL_HEIGHT / 2
-        if isinstance(item, Overlap):
-            half = CELL_HEIGHT / 2
-            yield Cell(item.forward, begin, top, end - begin, half)
-            yield Cell(item.backward, begin, top + half, end - begin, half)
-        else:
-            yield Cell(item, begin, top, end - begin, CELL_HEIGHT)
-
-
-def _box(left: float, top: float, width: float, height: float) -> list[tuple[float, float]]:
-    right, bottom = left + width, top + height
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
-
-
-def _draw_idle(axes: Axes, timeline: Timeline) -> None:
-    top = [rank - CELL_HEIGHT / 2 for rank in range(timeline.schedule.ranks)]
-    boxes = [_box(0, t, timeline.makespan, CELL_HEIGHT) for t in top]
-    axes.add_collection(
-        PolyCollection(
-            boxes, facecolors=IDLE_FACE, edgecolors=IDLE_LINES, hatch="////", linewidths=0.6
-        )
-    )
-
-
-def _draw_cells(axes: Axes, cells: list[Cell]) -> None:
-    boxes = defaultdict(list)
-    for cell in cells:
-        boxes[cell.action.kind].append(_box(*cell[1:]))
-    for kind, of_kind in boxes.items():
-        axes.add_collection(
-            PolyCollection(of_kind, facecolors=COLOURS[kind], edgecolors=EDGE, linewidths=0.4)
-        )
-
-
-def _draw_pairs(axes: Axes, timeline: Timeline) -> None:
-    """One strong outline around each pair: it is one cell."""
-    boxes = [
-        _box(begin, rank - CELL_HEIGHT / 2, end - begin, CELL_HEIGHT)
-        for rank, item, begin, end in timeline.spans
-        if isinstance(item, Overlap)
-    ]
-    axes.add_collection(
-        PolyCollection(boxes, facecolors="none", edgecolors="#1f1f1f", linewidths=0.9)
-    )
-
-
-def _draw_numbers(axes: Axes, cells: list[Cell], schedule: Schedule, inches_a_unit: float) -> None:
-    """Each cell's micro-batch, flow 1's counted on from flow 0's, where it can be read."""
-    digits = len(str(schedule.micro_batches - 1))
-    for cell in cells:
-        action = cell.action
-        points = min(
-            NUMBER_POINTS,
-            0.92 * cell.width * inches_a_unit * 72 / (0.64 * digits),
-            0.72 * cell.height * ROW_INCHES * 72,
-        )
-        if points < SMALLEST_POINTS:
-            continue
-        number = action.flow * schedule.micro_batches_per_flow + action.micro_batch
-        x, y = cell.left + cell.width / 2, cell.top + cell.height / 2
-        em_right, em_down = points / 72 / inches_a_unit, points / 72 / ROW_INCHES
-        ink = INK_ON[action.kind]
-        # Centred by hand on the height of a digit, so that all numbers stand on one line.
-        baseline = y + 0.365 * em_down
-        axes.text(x, baseline, str(number), color=ink, fontsize=points, ha="center", va="baseline")
-        if _is_way_back(schedule, action):
-            half = 0.34 * len(str(number)) * em_right
-            below = baseline + 0.17 * em_down
-            axes.plot([x - half, x + half], [below, below], color=ink, linewidth=0.09 * points)
-
-
-def _is_way_back(schedule: Schedule, action: Action) -> bool:
-    """Whether the action is of a rank's second stage in the same flow."""
-    return schedule.stages > schedule.ranks and action.stage >= schedule.ranks
-
-
-def _finish(axes: Axes, timeline: Timeline, figure: Figure) -> None:
-    """Title, axes and legend."""
-    schedule = timeline.schedule
-    axes.set_xlim(0, timeline.makespan or 1.0)
-    axes.set_ylim(schedule.ranks - 0.5, -0.5)
-    axes.set_yticks(range(schedule.ranks), [f"rank {r}" for r in range(schedule.ranks)])
+def _axes(
+    figure: Figure, bottom: float, width: float, height: float, ranks: int, makespan: float
+) -> Axes:
+    """Axes at a place in inches, with a row a rank."""
+    across, up = figure.get_size_inches()
+    axes = figure.add_axes((LEFT_INCHES / across, bottom / up, width / across, height / up))
+    axes.set_xlim(0, makespan)
+    axes.set_ylim(ranks - 0.5, -0.5)
+    axes.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
     axes.tick_params(axis="y", length=0, labelsize=8, labelcolor=INK)
     axes.tick_params(axis="x", length=3, labelsize=8, color=QUIET, labelcolor=QUIET)
+    axes.patch.set_visible(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    inch = 1 / (ROW_INCHES * schedule.ranks)
-    axes.text(
-        0, 1 + 0.12 * inch, _title(timeline), transform=axes.transAxes, fontsize=11, color=INK
-    )
-    axes.text(
-        1,
-        -0.32 * inch,
-        _note(schedule),
-        transform=axes.transAxes,
-        fontsize=8.5,
-        color=QUIET,
-        ha="right",
-        va="top",
-    )
-    kinds = {cell.action.kind for cell in _cells(timeline)}
-    handles = [
-        Patch(facecolor=colour, edgecolor=EDGE, linewidth=0.5, label=f"{kind}  {NAMES[kind]}")
-        for kind, colour in COLOURS.items()
+    return axes
+
+
+def _text(figure: Figure, right: float, up: float, text: str, **style: Any) -> None:
+    """Text at a place in inches."""
+    across, height = figure.get_size_inches()
+    figure.text(right / across, up / height, text, **style)
+
+
+def _legend(figure: Figure, timelines: Mapping[str, Timeline], transfers: bool) -> None:
+    kinds = {cell.action.kind for timeline in timelines.values() for cell in rows.cells(timeline)}
+    handles: list[Artist] = [
+        Patch(facecolor=colour, edgecolor=rows.EDGE, linewidth=0.5, label=f"{kind}  {NAMES[kind]}")
+        for kind, colour in rows.COLOURS.items()
         if kind in kinds
     ]
-    handles.append(Patch(facecolor=IDLE_FACE, edgecolor=IDLE_LINES, hatch="////", label="idle"))
+    if any(timeline.optimizer for timeline in timelines.values()):
+        handles.append(Patch(**rows.OPTIMIZER, label="optimizer"))
+    handles.append(Patch(**rows.IDLE, label="idle"))
+    handles.append(Patch(**rows.MEMORY, label="activations held, and their peak"))
+    if transfers:
+        handles += [
+            Line2D([], [], color=colour, linestyle=dashes, linewidth=1.0, label=kind)
+            for kind, (colour, dashes) in rows.TRANSFERS.items()
+        ]
+    across, up = figure.get_size_inches()
     figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(0, -0.3 * inch),
-        bbox_transform=axes.transAxes,
+        bbox_to_anchor=(LEFT_INCHES / across, (BOTTOM_INCHES - 0.1) / up),
         ncols=len(handles),
         fontsize=8.5,
         frameon=False,
@@ -214,14 +162,27 @@ def _finish(axes: Axes, timeline: Timeline, figure: Figure) -> None:
     )
 
 
-def _note(schedule: Schedule) -> str:
+def _note(timeline: Timeline) -> str:
     """What the numbers are."""
+    schedule = timeline.schedule
+    words = ["numbers: micro-batches"]
     if schedule.flows > 1:
         first, last = schedule.micro_batches_per_flow, schedule.micro_batches - 1
-        return f"numbers: micro-batches; {first}-{last} enter at rank {schedule.ranks - 1}"
-    if schedule.stages > schedule.ranks:
-        return "numbers: micro-batches, underlined on the way back"
-    return "numbers: micro-batches"
+        words.append(f"{first}-{last} enter at rank {schedule.placement[1, 0]}")
+    most = max(rows.chunk_numbers(schedule).values())
+    if _is_v(schedule):
+        words.append("underlined on the way back")
+    elif most == 1:
+        words.append("underlined in the rank's second, deeper stage")
+    elif most > 1:
+        words.append("a line for each earlier stage of the rank")
+    return "; ".join(words)
+
+
+def _is_v(schedule: Schedule) -> bool:
+    """Whether the stages go down the ranks and come back up."""
+    holders = [schedule.placement.get((0, stage)) for stage in range(schedule.stages)]
+    return len(holders) == 2 * schedule.ranks and holders == holders[::-1]
 
 
 def _title(timeline: Timeline) -> str:

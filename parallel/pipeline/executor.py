@@ -6,6 +6,7 @@ its own inputs. It knows tensors and passes, and neither layers nor what the los
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor
 from parallel.pipeline.lower import Message, Step, received, sent
 from parallel.pipeline.passes import Pass, interleave, run
 from parallel.pipeline.recorder import Recorder, Silence
-from parallel.pipeline.schedule import Action, Overlap, Schedule
+from parallel.pipeline.schedule import Action, Item, Overlap, Schedule
 from parallel.pipeline.tape import Tape, WeightTiming
 from parallel.pipeline.transport import Receive, Transport
 
@@ -66,7 +67,8 @@ class Executor:
 
     stages: by (flow, stage). transport: None for a pipeline of one rank. overlap: run the two
     passes of an Overlap interleaved and weight gradients behind collectives; off, everything runs
-    one after the other and every collective is waited for at once.
+    one after the other and every collective is waited for at once. on_item: called after each item
+    with its begin and end, in seconds of time.monotonic; waits for messages count before the begin.
     """
 
     schedule: Schedule
@@ -75,7 +77,9 @@ class Executor:
     transport: Transport | None
     overlap: bool = True
     recorder: Recorder = field(default_factory=Silence)
+    on_item: Callable[[Item, float, float], None] | None = None
 
+    _waited: float = field(init=False)
     _micro_batches: MicroBatches = field(init=False)
     _result: StepResult = field(init=False)
     _in_flight: dict[Key, _InFlight] = field(init=False)
@@ -97,7 +101,7 @@ class Executor:
             for message in step.receives:
                 self._posted[message] = self._transport.post(message)
             self._unsent = deque(step.sends)
-            self._run_item(step.item)
+            self._time_item(step.item)
             self._send_ready()
         if self.transport is not None:
             self.transport.finish()
@@ -109,7 +113,14 @@ class Executor:
             raise ValueError("this program sends messages: it needs a transport")
         return self.transport
 
-    def _run_item(self, item: Action | Overlap) -> None:
+    def _time_item(self, item: Item) -> None:
+        self._waited = 0.0
+        begin = time.monotonic()
+        self._run_item(item)
+        if self.on_item is not None:
+            self.on_item(item, begin + self._waited, time.monotonic())
+
+    def _run_item(self, item: Item) -> None:
         if not isinstance(item, Overlap):
             run(self._pass(item, item.kind))
         elif self.overlap:
@@ -145,7 +156,7 @@ class Executor:
         if flight.y is not None:
             flight.y.grad = self._input(action, label)
         yield from flight.tape.backward(self._timing(action))
-        if flight.x is not None:
+        if flight.x is not None and flight.x.grad is not None:
             self._hand_over(action, flight.x.grad)
         # What hides nothing more must not delay the gradient that the previous stage waits for.
         self._send_ready()
@@ -170,8 +181,11 @@ class Executor:
         message = received(self.schedule, action)
         if message is None:
             return self._handed_over.pop((_direction(action), _key(action)), None)
+        begin = time.monotonic()
         with self.recorder.span(label, "wait", message.kind):
-            return self._posted.pop(message).wait()
+            tensor = self._posted.pop(message).wait()
+        self._waited += time.monotonic() - begin
+        return tensor
 
     def _hand_over(self, action: Action, tensor: Tensor) -> None:
         """Give an output to the next stage: a message to send, or directly on the same rank."""

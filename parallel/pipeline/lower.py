@@ -1,7 +1,8 @@
 """The lowering: adds to a schedule table the messages between ranks, and when each is posted.
 
 What an executor does with a step: it posts `receives` (asynchronously), runs `item`, whose actions
-each wait for their own input message only, then issues `sends` (asynchronously; it never waits).
+each wait for their own input message only, then issues `sends` (asynchronously, though the proof
+below allows it to wait).
 
 A channel is a pair (source, destination), first in first out over all its messages. So receives
 are posted in the order in which the source sends: `ahead` items before use, earlier where a
@@ -122,6 +123,12 @@ def outputs(schedule: Schedule, item: Item) -> tuple[Message, ...]:
         return tuple(message for message in both if message)
     message = sent(schedule, item)
     return (message,) if message else ()
+
+
+def channels(lowered: Lowered) -> set[Channel]:
+    """The channels that messages go through."""
+    steps = chain.from_iterable(lowered.programs)
+    return {(message.source, message.destination) for step in steps for message in step.sends}
 
 
 @collector_paused()

@@ -1,0 +1,62 @@
+"""One rank of the truth test: a schedule in the executor, with stages that sleep."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from parallel.groups import make_groups
+from parallel.pipeline.costs import CostModel
+from parallel.pipeline.executor import Executor
+from parallel.pipeline.lower import lower
+from parallel.pipeline.measured import ItemClock, start_together, timeline_of
+from parallel.pipeline.schedule import Schedule
+from parallel.pipeline.timeline import Timeline
+from parallel.pipeline.transport import Transport
+from parallel.pipeline.truth.sleeping import SHAPE, sleeping_stages
+from parallel.together import gather
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run. wall: until the last rank's executor had returned, in seconds from the common
+    begin. timeline: in the same seconds. loss: the sum of the micro-batches' losses."""
+
+    wall: float
+    timeline: Timeline
+    loss: float
+
+
+def make_transport(ranks: int, rank: int, timeout: timedelta) -> Transport:
+    """The transport of a pipeline over all ranks of the world. Collective."""
+    everyone = tuple(range(ranks))
+    up, down = (make_groups([everyone], rank, timeout)[everyone] for _ in range(2))
+    return Transport(rank, everyone, up, down, SHAPE, torch.float32, torch.device("cpu"))
+
+
+def execute(
+    schedule: Schedule, costs: CostModel, transport: Transport, exchanges: bool = True
+) -> Measured:
+    """Run `schedule` once on stages that sleep for `costs`, in seconds. Collective."""
+    rank, clock = dist.get_rank(), ItemClock()
+    executor = Executor(
+        schedule,
+        lower(schedule).programs[rank],
+        sleeping_stages(schedule, costs, rank, exchanges),
+        transport,
+        on_item=clock.note,
+    )
+    origin = start_together()
+    result = executor.run(lambda flow, n: flow * schedule.micro_batches_per_flow + n)
+    wall = time.monotonic() - origin
+    loss = result.losses.get("sum", torch.zeros(()))
+    numbers = torch.tensor([wall, float(loss)], dtype=torch.float64)
+    everyone = [torch.empty_like(numbers) for _ in range(schedule.ranks)]
+    dist.all_gather(everyone, numbers)
+    walls, losses = torch.stack(everyone).unbind(1)
+    timeline = timeline_of(schedule, gather(clock.since(origin)), costs)
+    return Measured(float(walls.max()), timeline, float(losses.sum()))

@@ -1,0 +1,62 @@
+"""The truth test's ranks: one process each on this machine, over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+from parallel.process import Process, join, leave
+
+
+def run_ranks(
+    ranks: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    timeout: timedelta = timedelta(minutes=10),
+    real_time: bool = False,
+) -> Any:
+    """Call function(process, *arguments) on each rank; what rank 0 returns. All must pickle.
+
+    real_time: run the ranks before all ordinary processes of the machine; needs the right to, as
+    root has it. Raises torch.multiprocessing.ProcessRaisedException with a rank's traceback.
+    """
+    # Ranks are forked from one process that has imported what they need.
+    multiprocessing.set_forkserver_preload([function.__module__])
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            _rank,
+            args=(ranks, Path(folder), timeout, real_time, function, arguments),
+            nprocs=ranks,
+            daemon=True,  # ends with this process
+            start_method="forkserver",
+        )
+        return pickle.loads((Path(folder) / "result").read_bytes())
+
+
+def _rank(
+    rank: int,
+    ranks: int,
+    folder: Path,
+    timeout: timedelta,
+    real_time: bool,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(1)
+    if real_time:  # before gloo makes its threads, which inherit it
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    process = Process(rank, ranks, rank, ranks)
+    join(process, torch.device("cpu"), timeout, f"file://{folder / 'store'}")
+    result = function(process, *arguments)
+    if rank == 0:
+        (folder / "result").write_bytes(pickle.dumps(result))
+    leave()
