@@ -9,12 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from parallel.pipeline.costs import read_costs
+from parallel.pipeline.generators.dualpipe import dualpipev
 from parallel.pipeline.recorder import Event
+from parallel.pipeline.simulate import simulate
+from parallel.pipeline.timeline_file import read_timeline
+from tests.commands import TINY as TINY_FILE
+from tests.commands import finish, start
 from trainer.accounting import Window, account, exchanges, hidden_share, mean
 from trainer.limited_link import why_not
 from trainer.throughput import Measured, Plan, compare
@@ -232,3 +239,22 @@ def test_a_signal_leaves_no_namespace(tmp_path: Path) -> None:
         pytest.skip(err.strip())
     assert code == 128 + signal.SIGTERM
     assert not _has_space(process)
+
+
+def test_measured_costs_simulate_the_run_they_were_measured_in(tmp_path: Path) -> None:
+    costs, step = tmp_path / "costs.yaml", tmp_path / "step.json"
+    mesh = ("--mesh.expert", "1", "--mesh.pipeline", "2", "--model.layers", "4")
+    schedule = ("--pipeline.micro_batches", "4", "--pipeline.schedule", "dualpipev")
+    code, _, err = finish(
+        start(
+            tmp_path, "--config", TINY_FILE, *mesh, *schedule, "--steps", "2", "--warmup", "1",
+            "--save-costs", str(costs), "--save-timeline", str(step),
+            script="launch/throughput.py",
+        )
+    )  # fmt: skip
+    assert code == 0, err
+    model, timeline = read_costs(costs), read_timeline(step)
+    assert isinstance(model.forward, Sequence) and len(model.forward) == 4
+    assert isinstance(model.pair_factor, Sequence) and len(model.pair_factor) == 2
+    assert timeline.schedule.programs == dualpipev(2, 4).programs
+    assert 0.1 < simulate(timeline.schedule, model).makespan / timeline.makespan < 10

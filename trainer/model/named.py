@@ -1,4 +1,7 @@
-"""Tensors of a model part under the names of the released checkpoints, whatever the layout.
+"""Tensors of a model part by the names of the whole model, whatever the layout.
+
+Names are those of the released checkpoints without their leading `model.`; the embedding and the
+head that MTP modules repeat there are not repeated here.
 
 The experts of a rank are one grouped parameter here and single matrices there. Initialisation,
 saving and comparing all go by these names, so none of them depends on the layout.
