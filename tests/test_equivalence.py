@@ -185,17 +185,19 @@ def test_the_ranks_together_hold_every_tensor(
     assert held == set(reference[4, 1]["weights"])
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_a_searched_table_from_a_file_gives_the_same_numbers(
-    tmp_path: Path, reference: dict[tuple[int, int], dict[str, Any]]
+    ranks: int, tmp_path: Path, reference: dict[tuple[int, int], dict[str, Any]]
 ) -> None:
-    costs = CostModel(forward=[1, 1, 1, 1], pair_factor=0.85)
-    found = search(costs, ranks=2, micro_batches=4, moves=20_000)
+    layers = 2 * ranks
+    costs = CostModel(forward=[1] * layers, pair_factor=0.85)
+    found = search(costs, ranks=ranks, micro_batches=2 * ranks, moves=20_000)
     assert found.makespan < found.start_makespan
     write_table(found.schedule, tmp_path / "found.json")
     cases = [
-        Case("1f1b", (2, 1, 1), 1, recompute, True, 4, str(tmp_path / "found.json"))
+        Case("1f1b", (ranks, 1, 1), 1, recompute, True, layers, str(tmp_path / "found.json"))
         for recompute in (False, True)
     ]
-    for rank, results in enumerate(run_world(2, run_cases, cases)):
+    for rank, results in enumerate(run_world(ranks, run_cases, cases)):
         for case, result in zip(cases, results):
-            _compare(f"{case} on rank {rank}", result, reference[4, 1])
+            _compare(f"{case} on rank {rank}", result, reference[layers, 1])

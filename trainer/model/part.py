@@ -21,9 +21,9 @@ from trainer.model.partition import Partition
 class ModelPart(nn.Module):
     """Parameters of the stages that a rank holds.
 
-    Names are those of the whole model (the released checkpoints', without their leading `model.`), so
-    a parameter is called the same on every rank that holds a copy. The embedding, or the output head, that two stages of one
-    rank share is one tensor.
+    Names are those of the whole model (in the released checkpoints, behind a leading `model.`), so
+    a parameter is called the same on every rank that holds a copy. The embedding, or the output
+    head, that two stages of one rank share is one tensor.
     """
 
     def __init__(
