@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import time
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -227,14 +226,6 @@ def test_the_collector_is_left_as_it_was() -> None:
     with pytest.raises(ScheduleError):
         simulate(generate("1f1b", 2, 2), CostModel(forward=[1]))
     assert gc.isenabled()
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-def test_speed(name: str) -> None:
-    """16 ranks and 120 micro-batches, in processor time that other processes do not take."""
-    begin = time.process_time()
-    simulate(generate(name, 16, 112 if name == "interleaved" else 120), CostModel())
-    assert time.process_time() - begin < 0.3
 
 
 @pytest.mark.parametrize("name", GENERATORS)

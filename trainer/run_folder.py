@@ -66,9 +66,7 @@ class RunFolder:
     def _holds_a_run(self) -> bool:
         """Whether a run has been here that finished a step or saved weights."""
         metrics = self.path / "metrics.jsonl"
-        return (self.path / "weights").exists() or (
-            metrics.exists() and metrics.stat().st_size > 0
-        )
+        return (self.path / "weights").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def require_shared(path: Path) -> None:

@@ -71,6 +71,4 @@ def _served(a: Tensor, b: Tensor) -> bool:
     """Whether grouped_mm takes these operands, without a sync on CUDA."""
     dtypes = (torch.bfloat16,) if a.is_cuda else (torch.float32, torch.bfloat16)
     widths = (a.shape[-1], *b.shape[-2:])
-    return a.dtype in dtypes and all(
-        width * a.element_size() % _ALIGNMENT == 0 for width in widths
-    )
+    return a.dtype in dtypes and all(width * a.element_size() % _ALIGNMENT == 0 for width in widths)

@@ -58,9 +58,7 @@ def write_trace(timelines: Mapping[str, Timeline], path: Path | str) -> None:
     Path(path).write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n')
 
 
-def _events(
-    timeline: Timeline, process: int, name: str, arrows: Iterator[int]
-) -> Iterator[Event]:
+def _events(timeline: Timeline, process: int, name: str, arrows: Iterator[int]) -> Iterator[Event]:
     yield _metadata("process_name", process, 0, name=name)
     yield _metadata("process_sort_index", process, 0, sort_index=process)
     for rank in range(timeline.schedule.ranks):

@@ -66,4 +66,3 @@ class ModelPart(nn.Module):
             experts_here=model.moe.experts // config.mesh.expert,
             balance_weight=model.moe.balance_alpha / config.data.global_batch,
         )
-
