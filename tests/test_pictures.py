@@ -25,7 +25,7 @@ from parallel.pipeline.generators.interleaved import interleaved
 from parallel.pipeline.schedule import Overlap, Schedule, actions
 from parallel.pipeline.simulate import CostModel, Timeline, simulate
 from parallel.pipeline.trace import write_trace
-from tests.test_schedules import schedules
+from tests.schedule_strategies import schedules
 
 COSTS = CostModel(pair_factor=0.85, hop=0.1, optimizer=1.5, activation=3.0, pending_fraction=0.5)
 NAMES = sorted(GENERATORS)

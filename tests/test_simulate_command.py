@@ -18,7 +18,7 @@ from parallel.pipeline.simulate import simulate
 from parallel.pipeline.table_file import read_table, write_table
 from parallel.pipeline.timeline_file import read_timeline, write_timeline
 from parallel.pipeline.timeline_table import critical_path_line
-from tests.test_schedules import schedules
+from tests.schedule_strategies import schedules
 
 SCRIPT = str(Path(__file__).parent.parent / "launch" / "simulate.py")
 SIZE = ("--ranks", "4", "--micro-batches", "8")

@@ -18,7 +18,7 @@ from parallel.pipeline.generators import GENERATORS, forward_only, generate
 from parallel.pipeline.schedule import Action, Overlap, Schedule, ScheduleError
 from parallel.pipeline.simulate import simulate
 from parallel.pipeline.timeline import Idle, Span, Timeline, Transfer
-from tests.test_schedules import schedules
+from tests.schedule_strategies import schedules
 
 QUICK = settings(max_examples=80, deadline=None)
 

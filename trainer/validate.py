@@ -3,6 +3,7 @@ and what would be right."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -34,60 +35,35 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _pipeline_problems(config)
 
 
+_POSITIVE = """
+    run.steps run.timeout mesh.pipeline mesh.expert mesh.expert_data pipeline.micro_batches
+    model.vocab_size model.layers model.dim model.dense_dim model.norm_eps model.init_std
+    model.attention.heads model.attention.q_lora_rank model.attention.kv_lora_rank
+    model.attention.nope_head_dim model.attention.rope_head_dim model.attention.v_head_dim
+    model.attention.rope_theta model.moe.experts model.moe.top_k model.moe.groups
+    model.moe.top_groups model.moe.expert_dim model.moe.scale
+    data.sequence_length data.global_batch optimizer.lr optimizer.eps
+    metrics.log_every metrics.eval_sequences
+""".split()
+_NOT_NEGATIVE = """
+    run.seed model.dense_layers model.moe.shared_experts model.moe.bias_gamma
+    model.moe.balance_alpha model.mtp.weight optimizer.min_lr_ratio optimizer.warmup_steps
+    optimizer.weight_decay optimizer.clip metrics.eval_every
+""".split()
+
+
+def _value(config: Config, key: str) -> float | None:
+    return functools.reduce(getattr, key.split("."), config)  # type: ignore[return-value]
+
+
 def _out_of_range(config: Config) -> Iterator[str]:
-    model, attention, moe = config.model, config.model.attention, config.model.moe
-    latent = attention.q_lora_rank
-    positive = {
-        "run.steps": config.run.steps,
-        "run.timeout": config.run.timeout,
-        "mesh.pipeline": config.mesh.pipeline,
-        "mesh.expert": config.mesh.expert,
-        "mesh.expert_data": config.mesh.expert_data,
-        "pipeline.micro_batches": config.pipeline.micro_batches,
-        "model.vocab_size": model.vocab_size,
-        "model.layers": model.layers,
-        "model.dim": model.dim,
-        "model.dense_dim": model.dense_dim,
-        "model.norm_eps": model.norm_eps,
-        "model.init_std": model.init_std,
-        "model.attention.heads": attention.heads,
-        "model.attention.q_lora_rank": 1 if latent is None else latent,
-        "model.attention.kv_lora_rank": attention.kv_lora_rank,
-        "model.attention.nope_head_dim": attention.nope_head_dim,
-        "model.attention.rope_head_dim": attention.rope_head_dim,
-        "model.attention.v_head_dim": attention.v_head_dim,
-        "model.attention.rope_theta": attention.rope_theta,
-        "model.moe.experts": moe.experts,
-        "model.moe.top_k": moe.top_k,
-        "model.moe.groups": moe.groups,
-        "model.moe.top_groups": moe.top_groups,
-        "model.moe.expert_dim": moe.expert_dim,
-        "model.moe.scale": moe.scale,
-        "data.sequence_length": config.data.sequence_length,
-        "data.global_batch": config.data.global_batch,
-        "optimizer.lr": config.optimizer.lr,
-        "optimizer.eps": config.optimizer.eps,
-        "metrics.log_every": config.metrics.log_every,
-        "metrics.eval_sequences": config.metrics.eval_sequences,
-    }  # fmt: skip
-    for key, value in positive.items():
-        if not value > 0:
+    for key in _POSITIVE:
+        value = _value(config, key)
+        if value is not None and not value > 0:
             yield f"{key} must be more than 0, got {value}"
-    not_negative = {
-        "run.seed": config.run.seed,
-        "model.dense_layers": model.dense_layers,
-        "model.moe.shared_experts": moe.shared_experts,
-        "model.moe.bias_gamma": moe.bias_gamma,
-        "model.moe.balance_alpha": moe.balance_alpha,
-        "model.mtp.weight": model.mtp.weight,
-        "optimizer.min_lr_ratio": config.optimizer.min_lr_ratio,
-        "optimizer.warmup_steps": config.optimizer.warmup_steps,
-        "optimizer.weight_decay": config.optimizer.weight_decay,
-        "optimizer.clip": config.optimizer.clip,
-        "metrics.eval_every": config.metrics.eval_every,
-    }
-    for key, value in not_negative.items():
-        if not value >= 0:
+    for key in _NOT_NEGATIVE:
+        value = _value(config, key)
+        if value is not None and not value >= 0:
             yield f"{key} must be 0 or more, got {value}"
     if not 0 < config.data.validation_fraction < 1:
         yield (

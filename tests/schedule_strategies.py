@@ -1,0 +1,89 @@
+"""Schedules for property tests, and what those tests do to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from graphlib import CycleError, TopologicalSorter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from parallel.pipeline.generators import GENERATORS, generate
+from parallel.pipeline.lower import Lowered, Message
+from parallel.pipeline.schedule import Action, Item, Schedule, actions
+
+QUICK = settings(max_examples=150, deadline=None)
+
+
+@st.composite
+def schedules(draw: st.DrawFn, names: tuple[str, ...] = tuple(GENERATORS)) -> Schedule:
+    """Any schedule at any small size it supports."""
+    name = draw(st.sampled_from(names))
+    if name == "dualpipe":
+        ranks = 2 * draw(st.integers(1, 4))
+        return generate(name, ranks, 2 * ranks + 2 * draw(st.integers(0, 6)))
+    ranks = draw(st.integers(1, 7))
+    if name == "interleaved":
+        return generate(name, ranks, ranks * draw(st.integers(1, 4)))
+    least = 2 * ranks if name == "dualpipev" else 1
+    return generate(name, ranks, least + draw(st.integers(0, 12)))
+
+
+def with_program(schedule: Schedule, rank: int, program: list[Item]) -> Schedule:
+    programs = list(schedule.programs)
+    programs[rank] = tuple(program)
+    return dataclasses.replace(schedule, programs=tuple(programs))
+
+
+def coordinates(action: Action) -> str:
+    return f"(flow {action.flow}, stage {action.stage}, micro-batch {action.micro_batch})"
+
+
+def any_item(data: st.DataObject, schedule: Schedule) -> tuple[int, int]:
+    """Some (rank, position)."""
+    rank = data.draw(st.integers(0, schedule.ranks - 1))
+    return rank, data.draw(st.integers(0, len(schedule.programs[rank]) - 1))
+
+
+def followable(schedule: Schedule) -> bool:
+    """Whether the programs can be followed, by an algorithm that shares nothing with the check."""
+    made: dict[tuple, tuple[int, int]] = {}
+    for rank, position, item in schedule.items():
+        for a in actions(item):
+            made[a.kind.replace("I", "B"), a.flow, a.stage, a.micro_batch] = rank, position
+    graph: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for rank, position, item in schedule.items():
+        before = {(rank, position - 1)} if position else set()
+        for a in actions(item):
+            places = {
+                "F": [("F", a.stage - 1)],
+                "W": [("B", a.stage)],
+            }.get(a.kind, [("F", a.stage), ("B", a.stage + 1)])
+            wanted = [(kind, a.flow, stage, a.micro_batch) for kind, stage in places]
+            before |= {made[key] for key in wanted if key in made}
+        graph[rank, position] = before
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError:
+        return False
+    return True
+
+
+def posted_at_use(lowered: Lowered) -> Lowered:
+    """Every receive as late as its channel's order and its own use allow."""
+    programs = []
+    for program in lowered.programs:
+        queues: dict[int, list[Message]] = {}
+        for step in program:
+            for message in step.receives:
+                queues.setdefault(message.source, []).append(message)
+        steps = []
+        for step in program:
+            posted = []
+            for message in step.waits:
+                queue = queues[message.source]
+                while message in queue:
+                    posted.append(queue.pop(0))
+            steps.append(step._replace(receives=tuple(posted)))
+        programs.append(tuple(steps))
+    return Lowered(lowered.schedule, tuple(programs))
