@@ -2,8 +2,8 @@
 
 Simulated annealing over the orders on a V (see `orders`). One rank's word changes a little,
 most often on the critical path; what comes after is run again; a worse run is kept with a
-probability that falls with how much worse it is, and with the temperature. Rounds take turns:
-from the best found so far, cool, and from a handcrafted table, hot.
+probability that falls with how much worse it is, and with the temperature. Given the time, it is
+done several times over, so hot at first that little is left of the table it begins with.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from parallel.pipeline.costs import CostModel
 from parallel.pipeline.schedule import ScheduleError
 from parallel.pipeline.search.bound import rank_starts
 from parallel.pipeline.search.moves import propose
-from parallel.pipeline.search.orders import TIE, Orders, Word
+from parallel.pipeline.search.orders import TIE, Line, Orders, Word
 from parallel.pipeline.search.run import Run
 
-MOVES, MOVES_AN_ITEM = 150_000, 400  # of a round that cools down slowly enough: at least so many
+MOVES_AN_ITEM = 1200  # of a hot round that cools down slowly enough
 # Temperatures at the begin and the end of a round, over the mean duration of an item.
-COOL, HOT = (0.04, 0.006), (0.15, 0.02)
+COOL, HOT = (0.04, 0.006), (0.2, 0.03)
 SPREAD = 0.3  # what the mean end of the ranks counts for, beside the last
 EXCESS = 0.1  # and what each rank's work does, where it alone takes longer than the lower bound
 CRITICAL = 0.6  # of the changes that are made on the critical path
@@ -50,14 +50,14 @@ class Budget:
         self._progress, self._reported = progress, begun
 
     def rounds(self, run: Run) -> int:
-        """How many rounds there is time for."""
+        """How many hot rounds there is time for; 0 for a cool one."""
         items = sum(len(line.ops) for line in run.lines)
         moves = self._moves
         if moves is None:
             begin = time.perf_counter()
             Run(run.orders, run.lines).follow()
             moves = int(self._seconds / (0.4 * (time.perf_counter() - begin) + 1e-5))
-        return max(1, round(moves / max(MOVES, MOVES_AN_ITEM * items)))
+        return round(moves / (MOVES_AN_ITEM * items))
 
     def over(self, best: float, bound: float) -> float:
         """From 0 to 1 and beyond. Reports the progress."""
@@ -82,6 +82,7 @@ class Annealing:
         self.orders, self.bound, self.budget = orders, bound, budget
         self.random = Random(seed)
         self.begins = rank_starts(costs, orders.ranks)
+        self.least_idle = sum(self.begins) + sum(orders.after)  # of all ranks, and the optimizer
 
     def run_of(self, words: list[Word]) -> Run:
         """The run of words that are known to be fine."""
@@ -100,14 +101,17 @@ class Annealing:
         return max(finish) + SPREAD * sum(finish) / len(finish) + EXCESS * excess
 
     def rounds(self, starts: list[Run]) -> Run:
-        """The best run of all rounds."""
+        """The best run of all rounds: hot ones, from the start that has the fewest pairs.
+
+        Hot enough, a round forgets its start; where there is no time for that, one cool round.
+        """
         best = starts[0]
         rounds = self.budget.rounds(best)
+        if not rounds:
+            return self._round(best, best, COOL, 0.0, 1.0)
+        begin = max(starts, key=lambda run: sum(len(line.ops) for line in run.lines))
         for number in range(rounds):
-            begin, temperatures = best, COOL
-            if number % 2:
-                begin, temperatures = starts[number // 2 % len(starts)], HOT
-            best = self._round(begin, best, temperatures, number / rounds, (number + 1) / rounds)
+            best = self._round(begin, best, HOT, number / rounds, (number + 1) / rounds)
         return best
 
     def _round(
@@ -126,18 +130,22 @@ class Annealing:
                     break
                 temperature = hot * (cold / hot) ** max(0.0, over)
             budget.made += 1
-            new = self._changed(run, path)
+            allowed = cost - temperature * math.log(1.0 - draw())
+            new = self._changed(run, path, allowed)
             if new is None:
                 continue
             new_cost = self.cost(new)
-            if new_cost <= cost or draw() < math.exp((cost - new_cost) / temperature):
+            if new_cost <= allowed:
                 run, cost, path = new, new_cost, new.critical()
                 if max(run.finish()) < least - TIE:
                     best, least = run, max(run.finish())
         return best
 
-    def _changed(self, run: Run, path: list[tuple[int, int]]) -> Run | None:
-        """`run` with a random change, on its critical path or anywhere; None if it cannot be."""
+    def _changed(self, run: Run, path: list[tuple[int, int]], allowed: float) -> Run | None:
+        """`run` with a random change, on its critical path or anywhere.
+
+        None if it cannot be, and mostly where its cost is above `allowed`.
+        """
         random = self.random
         draw = random.random
         if draw() < CRITICAL:
@@ -156,4 +164,14 @@ class Annealing:
         if changed is None or changed == word:
             return None
         line = self.orders.line(rank, changed)
-        return run.changed(rank, line) if line else None
+        return run.changed(rank, line, self._limit(run, rank, line, allowed)) if line else None
+
+    def _limit(self, run: Run, rank: int, line: Line, allowed: float) -> float:
+        """No run of `run` with this line costs as little as `allowed` if a rank's work ends later.
+
+        For no rank ends before its work is done, and the mean end counts too.
+        """
+        soonest = self.least_idle - run.lines[rank].work + line.work
+        for each in run.lines:
+            soonest += each.work
+        return allowed - SPREAD * soonest / len(run.lines) - min(self.orders.after) + TIE

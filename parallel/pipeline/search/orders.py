@@ -9,6 +9,7 @@ after the n-th of these has, and all else that an action needs is as sure. No ti
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TypeAlias
 
 from parallel.pipeline.costs import CostModel, Costs
@@ -81,13 +82,17 @@ def _stage(rank: int, phase: int, ranks: int) -> int:
 
 
 class Line:
-    """One rank's word, made out. work: what its letters take together."""
+    """One rank's word, made out.
 
-    __slots__ = ("_made_at", "ops", "word", "work")
+    work: what its letters take together. left: what the last ones do, by how many.
+    """
+
+    __slots__ = ("_made_at", "left", "ops", "word", "work")
 
     def __init__(self, word: Word, ops: list[Op]) -> None:
         self.word, self.ops = word, ops
-        self.work = sum([op[0] for op in ops])
+        self.left = list(accumulate([op[0] for op in reversed(ops)], initial=0.0))
+        self.work = self.left[-1]
         self._made_at: dict[int, int] = {}
 
     def made_at(self, slot: int) -> int:

@@ -40,8 +40,8 @@ class Run:
         """The table of this run."""
         return schedule_of([line.word for line in self.lines], self.orders.micro_batches)
 
-    def changed(self, rank: int, line: Line) -> Run | None:
-        """The run where `rank` has another word; None if that deadlocks.
+    def changed(self, rank: int, line: Line, limit: float = inf) -> Run | None:
+        """The run where `rank` has another word; None if that deadlocks, or ends after `limit`.
 
         What has ended and arrived before the rank could begin the first other letter is as it was.
         """
@@ -60,10 +60,13 @@ class Run:
             ends = [e[: bisect_left(e, before)] for e in self.ends]
             arrivals = [x if x < time else inf for x in self.arrivals]
             run = Run(self.orders, lines, ends, arrivals)
-        return run if run.follow() else None
+        return run if run.follow(limit) else None
 
-    def follow(self) -> bool:
-        """Run what has not ended yet; False where ranks wait for ever."""
+    def follow(self, limit: float = inf) -> bool:
+        """Run what has not ended yet; False where ranks wait for ever.
+
+        May be False, too, where a rank's last item ends after `limit`.
+        """
         arrivals, lines = self.arrivals, self.lines
         waiting: dict[int, int] = {}
         awake = list(range(self.orders.ranks))
@@ -72,6 +75,7 @@ class Run:
             rank = awake.pop()
             ends = self.ends[rank]
             clock = ends[-1] if ends else 0.0
+            left = lines[rank].left
             for op in lines[rank].ops[len(ends) :]:
                 duration, source, other, target, under_way, second, later = op
                 arrival = arrivals[source]
@@ -80,6 +84,8 @@ class Run:
                         waiting[source] = rank
                         break
                     clock = arrival
+                    if clock + left[-1 - len(ends)] > limit:
+                        return False
                 if other:
                     arrival = arrivals[other]
                     if arrival > clock:
@@ -87,6 +93,8 @@ class Run:
                             waiting[other] = rank
                             break
                         clock = arrival
+                        if clock + left[-1 - len(ends)] > limit:
+                            return False
                 clock += duration
                 ends.append(clock)
                 if target:
