@@ -41,7 +41,8 @@ class RunConsole:
             f"token; {c.run.dtype} on {layout.device.type}"
         )
         self.say(
-            f"mesh: {layout.mesh.world} processes = pipeline {layout.mesh.pipeline} x expert_data "
+            f"mesh: {layout.mesh.world} process{'es' * (layout.mesh.world > 1)} = "
+            f"pipeline {layout.mesh.pipeline} x expert_data "
             f"{layout.mesh.expert_data} x expert {layout.mesh.expert}; {schedule.name}, "
             f"{schedule.micro_batches} micro-batches of {layout.sequences} x "
             f"{c.data.sequence_length} tokens, overlap {'on' if c.pipeline.overlap else 'off'}"

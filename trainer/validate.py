@@ -35,21 +35,52 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _pipeline_problems(config)
 
 
-_POSITIVE = """
-    run.steps run.timeout mesh.pipeline mesh.expert mesh.expert_data pipeline.micro_batches
-    model.vocab_size model.layers model.dim model.dense_dim model.norm_eps model.init_std
-    model.attention.heads model.attention.q_lora_rank model.attention.kv_lora_rank
-    model.attention.nope_head_dim model.attention.rope_head_dim model.attention.v_head_dim
-    model.attention.rope_theta model.moe.experts model.moe.top_k model.moe.groups
-    model.moe.top_groups model.moe.expert_dim model.moe.scale
-    data.sequence_length data.global_batch optimizer.lr optimizer.eps
-    metrics.log_every metrics.eval_sequences
-""".split()
-_NOT_NEGATIVE = """
-    run.seed model.dense_layers model.moe.shared_experts model.moe.bias_gamma
-    model.moe.balance_alpha model.mtp.weight optimizer.min_lr_ratio optimizer.warmup_steps
-    optimizer.weight_decay optimizer.clip metrics.eval_every
-""".split()
+_POSITIVE = [
+    "run.steps",
+    "run.timeout",
+    "mesh.pipeline",
+    "mesh.expert",
+    "mesh.expert_data",
+    "pipeline.micro_batches",
+    "model.vocab_size",
+    "model.layers",
+    "model.dim",
+    "model.dense_dim",
+    "model.norm_eps",
+    "model.init_std",
+    "model.attention.heads",
+    "model.attention.q_lora_rank",
+    "model.attention.kv_lora_rank",
+    "model.attention.nope_head_dim",
+    "model.attention.rope_head_dim",
+    "model.attention.v_head_dim",
+    "model.attention.rope_theta",
+    "model.moe.experts",
+    "model.moe.top_k",
+    "model.moe.groups",
+    "model.moe.top_groups",
+    "model.moe.expert_dim",
+    "model.moe.scale",
+    "data.sequence_length",
+    "data.global_batch",
+    "optimizer.lr",
+    "optimizer.eps",
+    "metrics.log_every",
+    "metrics.eval_sequences",
+]
+_NOT_NEGATIVE = [
+    "run.seed",
+    "model.dense_layers",
+    "model.moe.shared_experts",
+    "model.moe.bias_gamma",
+    "model.moe.balance_alpha",
+    "model.mtp.weight",
+    "optimizer.min_lr_ratio",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip",
+    "metrics.eval_every",
+]
 
 
 def _value(config: Config, key: str) -> float | None:

@@ -49,7 +49,7 @@ class StepResult:
 
 
 @dataclass
-class _InFlight:
+class _Begun:
     """A micro-batch between its forward and its backward on one stage."""
 
     tape: Tape
@@ -82,7 +82,7 @@ class Executor:
     _waited: float = field(init=False)
     _micro_batches: MicroBatches = field(init=False)
     _result: StepResult = field(init=False)
-    _in_flight: dict[Key, _InFlight] = field(init=False)
+    _in_flight: dict[Key, _Begun] = field(init=False)
     _posted: dict[Message, Receive] = field(init=False)
     _handed_over: dict[tuple[str, Key], Tensor] = field(init=False)
     _ready: dict[Message, Tensor] = field(init=False)
@@ -146,29 +146,29 @@ class Executor:
         y = yield from stage.forward(tape, x, self._micro_batches(action.flow, action.micro_batch))
         self._result.add(tape)
         if self.schedule.training:
-            self._in_flight[_key(action)] = _InFlight(tape, x, y)
+            self._in_flight[_key(action)] = _Begun(tape, x, y)
         if y is not None:
             self._hand_over(action, y.detach())
 
     def _backward(self, action: Action, label: str) -> Pass[None]:
-        flight = self._in_flight[_key(action)]
-        flight.tape.label = label
-        if flight.y is not None:
-            flight.y.grad = self._input(action, label)
-        yield from flight.tape.backward(self._timing(action))
-        if flight.x is not None and flight.x.grad is not None:
-            self._hand_over(action, flight.x.grad)
+        begun = self._in_flight[_key(action)]
+        begun.tape.label = label
+        if begun.y is not None:
+            begun.y.grad = self._input(action, label)
+        yield from begun.tape.backward(self._timing(action))
+        if begun.x is not None and begun.x.grad is not None:
+            self._hand_over(action, begun.x.grad)
         # What hides nothing more must not delay the gradient that the previous stage waits for.
         self._send_ready()
-        flight.x = flight.y = None
+        begun.x = begun.y = None
         if action.kind == "B":
-            flight.tape.drain_weight_gradients()
+            begun.tape.drain_weight_gradients()
             del self._in_flight[_key(action)]
 
     def _weights(self, action: Action) -> Pass[None]:
-        flight = self._in_flight.pop(_key(action))
-        flight.tape.label = "W"
-        flight.tape.drain_weight_gradients()
+        begun = self._in_flight.pop(_key(action))
+        begun.tape.label = "W"
+        begun.tape.drain_weight_gradients()
         yield from ()
 
     def _timing(self, action: Action) -> WeightTiming:

@@ -30,7 +30,7 @@ from math import inf
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from parallel.pipeline.collector import collector_paused
-from parallel.pipeline.schedule import Action, Item, Kind, Overlap, Schedule, ScheduleError
+from parallel.pipeline.schedule import Action, Item, Kind, Overlap, Schedule, ScheduleError, actions
 
 Channel: TypeAlias = tuple[int, int]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -108,21 +108,15 @@ def sent(schedule: Schedule, action: Action) -> Message | None:
 
 def inputs(schedule: Schedule, item: Item) -> tuple[Message, ...]:
     """The messages that the actions of `item` wait for."""
-    if isinstance(item, Overlap):
-        both = received(schedule, item.forward), received(schedule, item.backward)
-        return tuple(message for message in both if message)
-    message = received(schedule, item)
-    return (message,) if message else ()
+    messages = (received(schedule, action) for action in actions(item))
+    return tuple(message for message in messages if message)
 
 
 def outputs(schedule: Schedule, item: Item) -> tuple[Message, ...]:
     """The messages that `item` makes, in the order they are sent."""
-    if isinstance(item, Overlap):
-        # The gradient first: backwards are what the drain of the pipeline waits for.
-        both = sent(schedule, item.backward), sent(schedule, item.forward)
-        return tuple(message for message in both if message)
-    message = sent(schedule, item)
-    return (message,) if message else ()
+    # A pair's gradient first: backwards are what the drain of the pipeline waits for.
+    messages = (sent(schedule, action) for action in reversed(actions(item)))
+    return tuple(message for message in messages if message)
 
 
 def channels(lowered: Lowered) -> set[Channel]:
