@@ -18,11 +18,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from trainer.config import Config
+from trainer.errors import ConfigError
 from trainer.exit import refuse, run_guarded
 from trainer.limited_link import LinkError, limited_link
 from trainer.parse import config_parser, parse
 from trainer.signals import StopRequest
-from trainer.validate import ConfigError, mesh_of, validate
+from trainer.validate import mesh_of, validate
 
 if TYPE_CHECKING:
     from parallel.process import Process

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from trainer.errors import ConfigError
 from trainer.exit import refuse, run_guarded
 from trainer.parse import config_parser, parse, to_yaml
-from trainer.validate import ConfigError, validate
+from trainer.validate import validate
 
 EXAMPLES = """\
 examples:

@@ -10,9 +10,10 @@ import pytest
 from parallel.pipeline.generators import GENERATORS
 from tests.commands import ROOT, TINY, finish, start
 from trainer.config import Config, PipelineConfig
+from trainer.errors import ConfigError
 from trainer.model.partition import partition
 from trainer.parse import config_parser, parse, to_yaml
-from trainer.validate import ConfigError, mesh_of, validate
+from trainer.validate import mesh_of, validate
 
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -110,19 +110,18 @@ class Naive:
     def sequence(self, window: Tensor) -> list[Tensor]:
         """Logits of one sequence, [S, V], of the model and of each MTP depth."""
         model, w = self.config.model, self.weights
-        h = w["embed_tokens.weight"][window[:LENGTH]]
+        h = w["model.embed_tokens.weight"][window[:LENGTH]]
         for index in range(model.layers):
-            h = self.layer(f"layers.{index}", h, dense=index < model.dense_layers)
-        h = self.norm("norm", h)
+            h = self.layer(f"model.layers.{index}", h, dense=index < model.dense_layers)
+        h = self.norm("model.norm", h)
         logits = [h @ w["lm_head.weight"].T]
         for depth in range(1, model.mtp.depth + 1):
-            name = f"layers.{model.layers + depth - 1}"
-            embedded = w["embed_tokens.weight"][window[depth : depth + LENGTH]]
+            name = f"model.layers.{model.layers + depth - 1}"
+            embedded = w["model.embed_tokens.weight"][window[depth : depth + LENGTH]]
             joined = [self.norm(f"{name}.enorm", embedded), self.norm(f"{name}.hnorm", h)]
             h = torch.cat(joined, -1) @ w[f"{name}.eh_proj.weight"].T
-            h = self.layer(name, h, dense=False)
-            normed = self.norm(f"{name}.shared_head.norm", h)
-            logits.append(normed @ w["lm_head.weight"].T)
+            h = self.norm(f"{name}.shared_head.norm", self.layer(name, h, dense=False))
+            logits.append(h @ w["lm_head.weight"].T)
         return logits
 
     def layer(self, name: str, h: Tensor, dense: bool) -> Tensor:

@@ -48,6 +48,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_path: Path) -> None:
     float64 = ("--run.dtype", "float64", "--metrics.eval_every", "2")
+    float64 += ("--checkpoint.export_dtype", "float64")
     both = finish(start(tmp_path, "--config", TINY, *float64, processes=2))
     alone = finish(start(tmp_path, "--config", TINY, *float64, *ALONE, "--run.name", "alone"))
     assert both[0] == alone[0] == 0, both[2] + alone[2]
@@ -64,8 +65,8 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     assert ["validation_loss" in row for row in rows] == [False, True, True]
     ours, theirs = (saved_weights(tmp_path / f"runs/{name}/weights") for name in ("tiny", "alone"))
     assert ours.keys() == theirs.keys()
-    assert "layers.1.mlp.experts.3.gate_proj.weight" in ours
-    assert "layers.2.eh_proj.weight" in ours  # the MTP module, numbered behind the last layer
+    assert "model.layers.1.mlp.experts.3.gate_proj.weight" in ours
+    assert "model.layers.2.eh_proj.weight" in ours  # the MTP module, numbered behind the last layer
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-10, msg=name)
 

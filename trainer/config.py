@@ -72,6 +72,25 @@ class RecomputeConfig:
 
 
 @dataclass
+class YarnConfig:
+    """Longer contexts by YaRN (arXiv 2309.00071): rotary frequencies stretched, softmax scaled."""
+
+    factor: float = 1.0
+    """Stretch of the context; 1 switches YaRN off (40 in V3)."""
+    original_length: int = 4096
+    """Positions that the model was trained on before."""
+    beta_fast: float = 32.0
+    """Pairs that turn more often than this within original_length keep their frequency."""
+    beta_slow: float = 1.0
+    """Pairs that turn less often than this within original_length are slowed by factor."""
+    mscale: float = 1.0
+    """Scale of the rotary part: 0.1 x mscale x ln(factor) + 1, over the same of mscale_all_dim; 0
+    is not given, as in config.json."""
+    mscale_all_dim: float = 1.0
+    """Scale of the softmax: (0.1 x mscale_all_dim x ln(factor) + 1) squared; 0 leaves it alone."""
+
+
+@dataclass
 class AttentionConfig:
     """Multi-head latent attention (MLA)."""
 
@@ -89,6 +108,7 @@ class AttentionConfig:
     """Width of a head's value."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    yarn: YarnConfig = field(default_factory=YarnConfig)
 
 
 @dataclass
@@ -147,6 +167,8 @@ class ModelConfig:
     """Epsilon of RMSNorm."""
     init_std: float = 0.02
     """Standard deviation of the initial matrices (0.006 in V3)."""
+    init_from: str | None = None
+    """Checkpoint folder in the Hugging Face layout to start from, in place of random weights."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
     mtp: MTPConfig = field(default_factory=MTPConfig)
@@ -161,6 +183,8 @@ class DataConfig:
     Python's standard library when not given."""
     text_field: str = "text"
     """Field of a JSON line that holds the text."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a folder with one; bytes when not given."""
     sequence_length: int = 128
     """Tokens of a sequence."""
     global_batch: int = 16
@@ -207,8 +231,10 @@ class MetricsConfig:
 class CheckpointConfig:
     """What is saved."""
 
-    save_weights: bool = True
-    """Save the weights at the end, as safetensors."""
+    export_hf: bool = True
+    """At the end, save the weights as a checkpoint in the Hugging Face layout: RUN/weights."""
+    export_dtype: Literal["float32", "float64", "bfloat16", "fp8"] = "float32"
+    """Type of the saved weights; fp8 is for matrices, in blocks of 128 x 128, the rest bfloat16."""
 
 
 @dataclass

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class ConfigError(ValueError):
+    """A config that cannot be run."""
+
+
 class RunError(RuntimeError):
     """The run cannot start or go on; the message is one line for the person at the console."""
 

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from trainer.data.errors import DataError
-from trainer.errors import RunError, Stopped
+from trainer.errors import ConfigError, RunError, Stopped
 from trainer.signals import StopRequest
-from trainer.validate import ConfigError
 
 # torchrun ends the other ranks when one has failed, so a rank that stays silent for this long
 # lets rank 0 say what is wrong once, and still speaks if rank 0 has nothing to say.

@@ -3,8 +3,10 @@ pipeline that runs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,10 @@ from parallel.pipeline.recorder import Recorder, Silence
 from parallel.pipeline.schedule import Schedule
 from parallel.pipeline.transport import Transport
 from parallel.process import Process
+from parallel.together import together
 from trainer.config import Config
+from trainer.hf.load import load_part, require_model
+from trainer.hf.reader import Checkpoint
 from trainer.model.named import initialise
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, partition
@@ -85,10 +90,17 @@ class Layout:
         )
 
 
-def build(config: Config, process: Process, device: torch.device) -> Layout:
+def build(
+    config: Config,
+    process: Process,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Layout:
     """Make the process groups and this rank's part of the model, with its initial weights.
 
     Collective: every rank of the world must call it. The world's group exists if there is one.
+    progress(done, total): bytes that this rank has read of model.init_from. Raises CheckpointError
+    where that cannot be read or is no such model.
     """
     mesh = mesh_of(config)
     pipeline = config.pipeline
@@ -107,7 +119,7 @@ def build(config: Config, process: Process, device: torch.device) -> Layout:
         {stage for _, stage in schedule.stages_of(place.pipeline)},
         _dispatcher(config, mesh, rank, timeout),
     ).to(device=device, dtype=DTYPES[config.run.dtype])
-    initialise(part, place.expert, config.run.seed, config.model.init_std)
+    together(lambda: _initial_weights(part, config, place.expert, progress))
 
     parameters = dict(part.named_parameters())
     copies_of = {
@@ -120,6 +132,18 @@ def build(config: Config, process: Process, device: torch.device) -> Layout:
     )
     layout.transport = _transport(layout, timeout)
     return layout
+
+
+def _initial_weights(
+    part: ModelPart, config: Config, expert_rank: int, progress: Callable[[int, int], None]
+) -> None:
+    model = config.model
+    if model.init_from is None:
+        initialise(part, expert_rank, config.run.seed, model.init_std)
+        return
+    checkpoint = Checkpoint(Path(model.init_from))
+    require_model(checkpoint, model)
+    load_part(part, model, checkpoint, expert_rank, progress)
 
 
 def _dispatcher(config: Config, mesh: Mesh, rank: int, timeout: timedelta) -> Dispatcher:

@@ -16,6 +16,7 @@ from parallel.together import gather, together
 from trainer.config import Config
 from trainer.console import RunConsole
 from trainer.errors import RunError, Stopped
+from trainer.hf.save import save_checkpoint
 from trainer.layout import Layout, build
 from trainer.metrics import MetricsLog, row
 from trainer.model.size import parameter_counts
@@ -23,7 +24,6 @@ from trainer.run_folder import RunFolder, require_shared
 from trainer.signals import StopRequest
 from trainer.text import Text, load_text
 from trainer.trainer import GetMicroBatch, NonFiniteError, Trainer
-from trainer.weights import save_weights
 
 
 def train(config: Config, resolved: str, stop: StopRequest) -> None:
@@ -46,7 +46,7 @@ def train(config: Config, resolved: str, stop: StopRequest) -> None:
     log = together(lambda: _begin(folder, config, resolved) if folder is not None else None)
     if first:
         name = config.data.path or "the source text of Python's standard library"
-        console.begin(layout, *parameter_counts(config), f"{name}: {text.describe()}")
+        console.begin(layout, *parameter_counts(config.model), f"{name}: {text.describe()}")
     try:
         _run_steps(config, Trainer(layout), text, console, log, stop)
     finally:
@@ -105,8 +105,8 @@ def _run_steps(
         if metrics.stop and not last:
             where = _save(config, layout)
             raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step + 1}; {where}")
-    if config.data.path is None:
-        console.say(_compared_with_bigrams(text, values["validation_loss"]))
+    if config.data.path is None and (entropy := text.bigram_entropy()) is not None:
+        console.say(_compared_with_bigrams(entropy, values["validation_loss"]))
     console.say(_save(config, layout))
 
 
@@ -124,8 +124,7 @@ def _micro_batches(layout: Layout, text: Text, step: int) -> GetMicroBatch:
     return lambda m: text.batches.micro_batch(step, rank, ranks, m, count)
 
 
-def _compared_with_bigrams(text: Text, loss: float) -> str:
-    entropy = text.bigram_entropy()
+def _compared_with_bigrams(entropy: float, loss: float) -> str:
     verdict = "below" if loss < entropy else "NOT below"
     return (
         f"a byte-bigram model of the same text has {entropy:.4f} nats a byte on the same held-out "
@@ -134,8 +133,8 @@ def _compared_with_bigrams(text: Text, loss: float) -> str:
 
 
 def _save(config: Config, layout: Layout) -> str:
-    if not config.checkpoint.save_weights:
-        return "no weights saved, as checkpoint.save_weights says"
+    if not config.checkpoint.export_hf:
+        return "no weights saved, as checkpoint.export_hf says"
     folder = Path(config.run.dir) / config.run.name / "weights"
-    save_weights(layout, folder)
+    save_checkpoint(layout, folder)
     return f"weights in {folder}"

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from trainer.config import Config
-from trainer.validate import ConfigError
+from trainer.errors import ConfigError
 
 
 def config_parser(prog: str, description: str, examples: str) -> ArgumentParser:

@@ -16,7 +16,7 @@ from parallel.pipeline.recorder import Recorder
 from parallel.together import gather
 from trainer.errors import RunError
 from trainer.layout import Layout
-from trainer.model.named import named_biases
+from trainer.model.named import BIAS, named_biases, released_name
 from trainer.model.stage import PADDING
 from trainer.optimizer import learning_rate, make_optimizer, set_learning_rate
 
@@ -145,7 +145,7 @@ class Trainer:
     def _move_biases(self, loads_LE: Tensor) -> None:
         biases = dict(named_biases(self.layout.part))
         for row, layer in enumerate(self._moe_layers()):
-            bias = biases.get(f"{layer}.mlp.gate.e_score_correction_bias")
+            bias = biases.get(released_name(f"{layer}.mlp.gate.{BIAS}"))
             if bias is not None:
                 gamma = self.layout.config.model.moe.bias_gamma
                 move_bias(bias, loads_LE[row].to(bias.device), gamma)

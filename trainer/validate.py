@@ -6,15 +6,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from parallel.mesh import Mesh
 from parallel.pipeline.schedule import ScheduleError
 from trainer.config import Config
+from trainer.errors import ConfigError
+from trainer.hf.architecture import (
+    CONFIG_FILE,
+    differences,
+    model_from_hf,
+    not_representable,
+    read_hf_config,
+)
 from trainer.schedule import schedule_of
-
-
-class ConfigError(ValueError):
-    """A config that cannot be run."""
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -31,6 +36,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _out_of_range(config)
     yield from _mesh_problems(config, world_size)
     yield from _model_problems(config)
+    yield from _checkpoint_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _pipeline_problems(config)
 
@@ -54,7 +60,9 @@ _POSITIVE = [
     "model.attention.nope_head_dim",
     "model.attention.rope_head_dim",
     "model.attention.v_head_dim",
-    "model.attention.rope_theta",
+    "model.attention.yarn.original_length",
+    "model.attention.yarn.beta_fast",
+    "model.attention.yarn.beta_slow",
     "model.moe.experts",
     "model.moe.top_k",
     "model.moe.groups",
@@ -75,6 +83,8 @@ _NOT_NEGATIVE = [
     "model.moe.bias_gamma",
     "model.moe.balance_alpha",
     "model.mtp.weight",
+    "model.attention.yarn.mscale",
+    "model.attention.yarn.mscale_all_dim",
     "optimizer.min_lr_ratio",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
@@ -137,6 +147,10 @@ def _model_problems(config: Config) -> Iterator[str]:
     model, attention, moe = config.model, config.model.attention, config.model.moe
     if attention.rope_head_dim % 2:
         yield f"model.attention.rope_head_dim must be even, got {attention.rope_head_dim}"
+    if not attention.rope_theta > 1:
+        yield f"model.attention.rope_theta must be more than 1, got {attention.rope_theta}"
+    if not attention.yarn.factor >= 1:
+        yield f"model.attention.yarn.factor must be 1 (off) or more, got {attention.yarn.factor}"
     if not 0 <= model.mtp.depth <= 2:
         yield f"model.mtp.depth must be 0, 1 or 2, got {model.mtp.depth}"
     if model.dense_layers > model.layers:
@@ -158,8 +172,24 @@ def _model_problems(config: Config) -> Iterator[str]:
             f"model.moe.top_k = {moe.top_k} is more than the {reachable} experts that a token may "
             f"choose from: lower it, or raise model.moe.top_groups or model.moe.experts"
         )
-    if model.vocab_size < 257:
+    if config.data.tokenizer is None and model.vocab_size < 257:
         yield f"model.vocab_size must be at least 257 for bytes, got {model.vocab_size}"
+
+
+def _checkpoint_problems(config: Config) -> Iterator[str]:
+    """What keeps a run from starting from its checkpoint, or from leaving one."""
+    model = config.model
+    if config.checkpoint.export_hf and (reason := not_representable(model)):
+        yield f"{reason}; set checkpoint.export_hf to false to train without saving weights"
+    if model.init_from is None:
+        return
+    folder = Path(model.init_from)
+    theirs = model_from_hf(read_hf_config(folder), str(folder / CONFIG_FILE))
+    for key, mine, other in differences(model, theirs):
+        yield (
+            f"{key} is {mine}, but the checkpoint of model.init_from has {other}: set it, or take "
+            f"all of its model section from `python launch/convert.py {folder} --print-config`"
+        )
 
 
 def _pipeline_problems(config: Config) -> Iterator[str]:

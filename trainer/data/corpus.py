@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 from trainer.data.documents import iter_documents
 from trainer.data.errors import DataError
 from trainer.data.shuffle import Purpose, permutation
-from trainer.data.tokens import ByteTokenizer
-
-# uint16 or uint32; Corpus sees to it.
-Tokens = NDArray[np.unsignedinteger]
+from trainer.data.tokens import Tokenizer, Tokens, token_type
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,12 @@ class Split:
             yield np.concatenate(pieces)
 
 
-def load_corpus(path: str | None, text_field: str, tokenizer: ByteTokenizer) -> Corpus:
+def load_corpus(path: str | None, text_field: str, tokenizer: Tokenizer) -> Corpus:
     """Read and encode a whole corpus (see iter_documents for `path`, `text_field` and errors)."""
-    end = np.array([tokenizer.end_of_document], dtype=np.uint16)
-    pieces: list[NDArray[np.uint16]] = []
+    end = np.array([tokenizer.end_of_document], dtype=token_type(tokenizer.vocabulary_size))
+    pieces: list[Tokens] = []
     lengths = [0]
-    for document in iter_documents(path, text_field):
-        encoded = tokenizer.encode(document)
+    for encoded in tokenizer.encode_documents(iter_documents(path, text_field)):
         pieces += [encoded, end]
         lengths.append(encoded.size + 1)
     return Corpus(np.concatenate(pieces), np.cumsum(lengths, dtype=np.int64))

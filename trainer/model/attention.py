@@ -14,7 +14,7 @@ from parallel.pipeline.weight_gradients import WeightGradients, linear
 from trainer.config import AttentionConfig, ModelConfig, RecomputeConfig
 from trainer.model.matrix import Matrix
 from trainer.model.norm import RMSNorm
-from trainer.model.rope import rotate, rotations
+from trainer.model.rope import rotate, rotations, softmax_scale
 
 
 class MLA(nn.Module):
@@ -43,7 +43,8 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, model.norm_eps)
         self.kv_b_proj = Matrix(c.heads * (c.nope_head_dim + c.v_head_dim), c.kv_lora_rank)
         self.o_proj = Matrix(model.dim, c.heads * c.v_head_dim)
-        cos, sin = rotations(sequence_length, c.rope_head_dim, c.rope_theta)
+        cos, sin = rotations(sequence_length, c)
+        self.scale = softmax_scale(c)
         self.register_buffer("cos_SR", cos, persistent=False)
         self.register_buffer("sin_SR", sin, persistent=False)
 
@@ -91,7 +92,11 @@ class MLA(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, queue: WeightGradients) -> Tensor:
         """Causal attention over each sequence and the projection of its output, [T, D]."""
         out_BHSV = nn.functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            is_causal=True,
+            scale=self.scale,
         )
         out_TO = out_BHSV.transpose(1, 2).reshape(-1, self.config.heads * self.config.v_head_dim)
         return linear(out_TO, self.o_proj.weight, queue)

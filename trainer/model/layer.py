@@ -80,7 +80,8 @@ class MTPModule(Layer):
     ) -> Pass[Tensor]:
         """The hidden state [T, D] of this depth, before its head's norm.
 
-        hidden_TD: of the previous depth; for the first, the model's after its final norm.
+        hidden_TD: of the previous depth, after its head's norm; for the first, the model's after
+        its final norm.
         tokens_T: the tokens this depth's k-th further prediction is conditioned on.
         """
         queue = tape.weight_gradients

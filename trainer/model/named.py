@@ -1,21 +1,23 @@
-"""Tensors of a model part by the names of the whole model, whatever the layout.
-
-Names are those of the released checkpoints without their leading `model.`; the embedding and the
-head that MTP modules repeat there are not repeated here.
+"""Tensors of a model part by their names in the released checkpoints, whatever the layout.
 
 The experts of a rank are one grouped parameter here and single matrices there. Initialisation,
-saving and comparing all go by these names, so none of them depends on the layout.
+loading, saving and comparing all go by these names, so none of them depends on the layout.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from trainer.config import Config, ModelConfig
 from trainer.model.part import ModelPart
+from trainer.model.whole import whole_model
+
+BIAS = "e_score_correction_bias"
 
 
 def named_tensors(
@@ -29,12 +31,17 @@ def named_tensors(
         yield from released_names(name, value(parameter), expert_rank)
 
 
+def released_name(name: str) -> str:
+    """The name of a tensor in the released checkpoints, from its name in a part."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
 def released_names(name: str, tensor: Tensor, expert_rank: int) -> Iterator[tuple[str, Tensor]]:
     """One parameter of a part, or its gradient, as the tensors it is in a released checkpoint."""
     if ".mlp.experts." not in name:
-        yield name, tensor
+        yield released_name(name), tensor
         return
-    prefix, kind = name.rsplit(".", 1)
+    prefix, kind = released_name(name).rsplit(".", 1)
     for here, matrix in enumerate(tensor):
         expert = f"{prefix}.{expert_rank * len(tensor) + here}"
         if kind == "gate_up_proj":
@@ -47,7 +54,41 @@ def released_names(name: str, tensor: Tensor, expert_rank: int) -> Iterator[tupl
 
 def named_biases(part: ModelPart) -> Iterator[tuple[str, Tensor]]:
     """The router biases as (name, tensor)."""
-    return ((n, b) for n, b in part.named_buffers() if n.endswith("e_score_correction_bias"))
+    return ((released_name(n), b) for n, b in part.named_buffers() if n.endswith(BIAS))
+
+
+def mtp_copies(model: ModelConfig) -> dict[str, str]:
+    """What the released checkpoints repeat in each MTP module: name of the copy -> of the tensor
+    that it is a copy of."""
+    copies = {}
+    for layer in range(model.layers, model.layers + model.mtp.depth):
+        copies[f"model.layers.{layer}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        copies[f"model.layers.{layer}.shared_head.head.weight"] = "lm_head.weight"
+    return copies
+
+
+def has_bias(model: ModelConfig) -> bool:
+    """Whether checkpoints of such a model have router biases: V3's do, V2's do not."""
+    return model.moe.score == "sigmoid"
+
+
+def released_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a released checkpoint of such a model, by depth, and its shape; scales of
+    fp8 blocks are not among them."""
+    with torch.device("meta"):
+        whole = whole_model(Config(model=model))
+    tensors = [*named_tensors(whole, 0), *(named_biases(whole) if has_bias(model) else ())]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
+    shapes |= {copy: shapes[original] for copy, original in mtp_copies(model).items()}
+    return dict(sorted(shapes.items(), key=lambda item: depth_order(model, item[0])))
+
+
+def depth_order(model: ModelConfig, name: str) -> int:
+    """Sorts released names by depth: the embedding, the layers, the norm and the head."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer is None:
+        return -1 if name == "model.embed_tokens.weight" else model.layers + model.mtp.depth
+    return int(layer[1])
 
 
 @torch.no_grad()

@@ -23,14 +23,19 @@ class ModelPart(nn.Module):
 
     Names are those of the whole model (in the released checkpoints, behind a leading `model.`), so
     a parameter is called the same on every rank that holds a copy. The embedding, or the output
-    head, that two stages of one rank share is one tensor.
+    head, that two stages of one rank share is one tensor. attention: the kind of its layers.
     """
 
     def __init__(
-        self, config: Config, parts: Partition, stages: Iterable[int], dispatcher: Dispatcher
+        self,
+        config: Config,
+        parts: Partition,
+        stages: Iterable[int],
+        dispatcher: Dispatcher,
+        attention: type[MLA] = MLA,
     ) -> None:
         super().__init__()
-        self._config, self._dispatcher = config, dispatcher
+        self._config, self._dispatcher, self._attention = config, dispatcher, attention
         model = config.model
         stages = sorted(set(stages))
         if parts.embedding_stages() & set(stages):
@@ -50,7 +55,7 @@ class ModelPart(nn.Module):
 
     def _layer(self, index: int, kind: type[Layer]) -> Layer:
         model, recompute = self._config.model, self._config.recompute
-        attention = MLA(model, recompute, self._config.data.sequence_length)
+        attention = self._attention(model, recompute, self._config.data.sequence_length)
         return kind(model, recompute, attention, self._mlp(index))
 
     def _mlp(self, index: int) -> MLP | MoE:

@@ -61,13 +61,11 @@ class ModelStage:
             module = self.part.mtp_module(layer)
             known_T = self._tokens(micro_batch, depth).clamp(min=0)
             embed = self.part.embed_tokens.weight
-            hidden_TD = yield from module.predict(tape, hidden_TD, known_T, embed)
-            normed_TD = tape.compute(
-                module.shared_head.norm.forward, hidden_TD, recompute=recompute
-            )
+            x_TD = yield from module.predict(tape, hidden_TD, known_T, embed)
+            hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)
             target_T = self._tokens(micro_batch, depth + 1)
             weight = per_token * mtp.weight / mtp.depth
-            self._add_loss(tape, f"mtp_{depth}", normed_TD, target_T, weight)
+            self._add_loss(tape, f"mtp_{depth}", hidden_TD, target_T, weight)
         tape.release()
 
     def _add_loss(

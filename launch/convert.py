@@ -1,0 +1,184 @@
+"""Convert a checkpoint in the Hugging Face layout to another type of weights, or look at one.
+
+SOURCE and TARGET are folders with config.json and safetensors, named as the released DeepSeek-V3
+and V2 checkpoints are. One file after the other is converted, so that memory holds one file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from trainer.errors import ConfigError, RunError
+from trainer.hf.convert import convert, require_place
+from trainer.hf.plan import checked_model, make_plan
+from trainer.hf.reader import Checkpoint
+from trainer.hf.summary import Summary, summarise
+
+EXAMPLES = """\
+examples:
+  python launch/convert.py DeepSeek-V3 DeepSeek-V3-bf16 --dtype bfloat16
+  python launch/convert.py runs/mine/weights mine-fp8 --dtype fp8 --without-mtp
+  python launch/convert.py DeepSeek-V3 --check
+  python launch/convert.py DeepSeek-V3 --print-config >> my_run.yaml
+
+fp8 is for the matrices of attention and MLPs, in blocks of 128 x 128 with a float32 scale each, and
+bfloat16 for the rest, as in the released checkpoints; the router bias is float32 in every type.
+Tokenizer, generation config and licences go along; Python files do not. What is wrong with SOURCE
+is found before anything is written, and TARGET gets its name only when it is whole. The exit code
+is 0, 1 for a checkpoint that is wrong or cannot be written, 2 for a config.json that is not
+supported or wrong arguments. docs/weights.md has more.
+"""
+_LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code, after one line on what cannot be done."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except (RunError, ConfigError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("convert: stopped by Ctrl-C, nothing written", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage around it."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="convert",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="folder of the checkpoint to read")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("target", type=Path, nargs="?", metavar="TARGET", help="folder to write")
+    what.add_argument("--check", action="store_true", help="only check SOURCE and describe it")
+    what.add_argument(
+        "--print-config", action="store_true", help="only print its `model:` for launch/train.py"
+    )
+    types = ("keep", "float32", "bfloat16", "fp8")
+    add("--dtype", choices=types, default="keep", help="type of the weights in TARGET (keep)")
+    add("--without-mtp", action="store_true", help="leave out the modules of MTP")
+    add("--overwrite", action="store_true", help="replace TARGET if it is a checkpoint")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    source = Checkpoint(options.source)
+    if options.check:
+        found = summarise(source)
+        print(json.dumps(found.as_json(), indent=2)) if options.json else _show(found)
+        return 1 if found.problem else 0
+    if options.print_config:
+        model = dataclasses.replace(checked_model(source), init_from=str(options.source))
+        print(yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False), end="")
+        return 0
+    plan = make_plan(source, options.dtype, options.without_mtp)
+    require_place(plan, options.target, options.overwrite)
+    begin = time.monotonic()
+    with _progress(plan.nbytes) as progress:
+        convert(plan, options.target, progress)
+    seconds = time.monotonic() - begin
+    tensors, files = len(plan.tensors), len(plan.by_file())
+    if options.json:
+        done = {"target": str(options.target), "dtype": options.dtype, "files": files}
+        done |= {"tensors": tensors, "bytes": plan.nbytes, "seconds": seconds}
+        print(json.dumps(done, indent=2))
+    else:
+        print(
+            f"{options.target}: {tensors:,} tensors in {files} file{'s' * (files > 1)}, "
+            f"{plan.nbytes / 1e9:,.3f} GB in {seconds:.1f} s"
+        )
+    return 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, else a line now and then; on stderr, since stdout is for the result."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    begin = said = time.monotonic()
+    done = 0
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def advance(size: int) -> None:
+        nonlocal done, said
+        done += size
+        bar.advance(task, size)
+        now = time.monotonic()
+        if not console.is_terminal and (now - said > _LINE_EVERY or done == total):
+            seconds, said = now - begin, now
+            left = seconds / done * (total - done)
+            rate = f"{done / seconds / 1e6:,.0f} MB/s"
+            console.print(f"{done / 1e9:,.3f} of {total / 1e9:,.3f} GB, {rate}, {left:,.0f} s left")
+
+    with bar:
+        task = bar.add_task("converting", total=total)
+        yield advance
+
+
+def _show(found: Summary) -> None:
+    table = Table(title=found.folder, show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("model_type", str(found.model_type))
+    if found.parameters is not None:
+        table.add_row("parameters", f"{found.parameters:,}")
+        table.add_row("MTP depth", str(found.mtp_depth))
+        table.add_row("parameters of MTP", f"{found.mtp_parameters:,}")
+    table.add_row("tensors", f"{found.tensors:,}")
+    table.add_row("files", f"{found.files:,}")
+    for kind, size in found.bytes_by_type.items():
+        table.add_row(f"bytes in {kind}", f"{size:,}")
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    print(f"wrong: {found.problem}" if found.problem else "every tensor is as config.json says")
+
+
+def _as_exit(number: int, _: FrameType | None) -> NoReturn:
+    """A signal as an exception, so that what was begun is removed."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _as_exit)
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""Checkpoint folders: what is read from them, what is said of broken ones, and how they are
+written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.synthetic_checkpoint import TOY, TOY_SHARD, make_checkpoint
+from trainer.hf import writer
+from trainer.hf.errors import CheckpointError
+from trainer.hf.reader import INDEX, SINGLE, Checkpoint
+
+FP8 = torch.float8_e4m3fn
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+SHAPES = {"a.weight": (130, 5), "b.weight": (4,), "c.weight": (2, 3)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files: a in fp8 with its scale in the other file, b and c in bfloat16."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save(folder, FIRST, {"a.weight": torch.ones(130, 5).to(FP8), "b.weight": torch.ones(4)})
+    scale = torch.tensor([[2.0], [3.0]])
+    save(folder, SECOND, {"a.weight_scale_inv": scale, "c.weight": torch.ones(2, 3).bfloat16()})
+    files = {"b.weight": FIRST, "a.weight": FIRST, "a.weight_scale_inv": SECOND, "c.weight": SECOND}
+    save_index(folder, files)
+    return folder
+
+
+def save(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+
+
+def save_index(folder: Path, files: object) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def index_of(folder: Path) -> dict[str, str]:
+    files: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+    return files
+
+
+def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "toy", TOY, TOY_SHARD)
+    checkpoint, files = Checkpoint(tmp_path / "toy"), index_of(tmp_path / "toy")
+    assert checkpoint.config == TOY and checkpoint.names() == list(files)
+    stored: dict[str, Tensor] = {}
+    for file in checkpoint.shards():
+        stored |= load_file(tmp_path / "toy" / file)
+    split = 0
+    for name, tensor in stored.items():
+        assert name in checkpoint and checkpoint.shape(name) == tuple(tensor.shape)
+        assert checkpoint.dtype(name) == tensor.dtype
+        size, values = tensor.nbytes, tensor
+        scale = stored.get(name + "_scale_inv")
+        if scale is not None:
+            split += files[name] != files[name + "_scale_inv"]
+            size += scale.nbytes
+            rows, columns = (torch.arange(length) // 128 for length in tensor.shape)
+            values = tensor.float() * scale[rows][:, columns]
+            assert torch.equal(checkpoint.read(name, FP8).float(), tensor.float())
+        assert checkpoint.nbytes(name) == size
+        for dtype in (torch.float32, torch.bfloat16):
+            assert torch.equal(checkpoint.read(name, dtype), values.to(dtype)), name
+    assert split, "no scale is in another file than its weight: choose another TOY_SHARD"
+
+
+def test_a_single_file_needs_no_index(folder: Path) -> None:
+    tensors = load_file(folder / FIRST) | load_file(folder / SECOND)
+    for path in folder.glob("model*"):
+        path.unlink()
+    save(folder, SINGLE, tensors)
+    checkpoint = Checkpoint(folder)
+    checkpoint.require(SHAPES)
+    checkpoint.require_nothing_else(SHAPES)
+    assert checkpoint.files == dict.fromkeys(checkpoint.names(), SINGLE)
+    assert checkpoint.read("a.weight", torch.float32)[128:].eq(3).all()
+
+
+def test_a_tensor_read_does_not_change_with_its_file(folder: Path) -> None:
+    tensor = Checkpoint(folder).read("c.weight", torch.bfloat16)
+    with open(folder / SECOND, "r+b") as file:
+        file.seek(-12, 2)
+        file.write(bytes(12))
+    assert tensor.eq(1).all()
+
+
+def drop(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+
+
+def cut(folder: Path, file: str) -> None:
+    (folder / file).write_bytes((folder / file).read_bytes()[:-7])
+
+
+def only_pickles(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+
+
+OPENING: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no config": (lambda f: drop(f, "config.json"), ["config.json", "No such file"]),
+    "bad config": (lambda f: (f / "config.json").write_text('{"a": '), ["config.json", "not JSON"]),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), ["config.json", "object"]),
+    "bad index": (lambda f: (f / INDEX).write_bytes(b"\xff"), [INDEX, "not JSON"]),
+    "empty index": (lambda f: save_index(f, {}), [INDEX, "weight_map"]),
+    "index is a list": (lambda f: save_index(f, ["a.weight"]), [INDEX, "a.weight"]),
+    "parent": (lambda f: save_index(f, {"a.weight": "../x.safetensors"}), [INDEX, "../x"]),
+    "absolute": (lambda f: save_index(f, {"a.weight": "/x.safetensors"}), [INDEX, "'/x"]),
+    "no shard": (lambda f: drop(f, SECOND), [SECOND, "no such file"]),
+    "cut shard": (lambda f: cut(f, SECOND), [SECOND, "cut short", "bytes"]),
+    "empty shard": (lambda f: (f / SECOND).write_bytes(b""), [SECOND, "cut short"]),
+    "no safetensors": (lambda f: (f / SECOND).write_bytes(b"x" * 999), [SECOND, "cut short"]),
+    "pickles": (only_pickles, ["pytorch_model-00001-of-00002.bin", "safetensors"]),
+    "nothing": (lambda f: [drop(f, p.name) for p in f.glob("model*")], [INDEX, SINGLE]),
+    "not in the index": (
+        lambda f: save_index(f, {k: v for k, v in index_of(f).items() if k != "b.weight"}),
+        [FIRST, "b.weight", "lacks"],
+    ),
+    "in another file": (
+        lambda f: save_index(f, index_of(f) | {"b.weight": SECOND}), [FIRST, "b.weight", SECOND],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPENING)
+def test_a_broken_folder_is_one_line_that_says_where(folder: Path, case: str) -> None:
+    change, words = OPENING[case]
+    change(folder)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(folder)
+    assert_says(caught.value, [str(folder), *words])
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: there is no such folder"):
+        Checkpoint(tmp_path / "nowhere")
+
+
+def assert_says(error: CheckpointError, words: list[str]) -> None:
+    line = str(error)
+    assert "\n" not in line and all(word in line for word in words), line
+
+
+def replace(file: str, **tensors: Tensor | None) -> Callable[[Path], None]:
+    """Put other tensors into a file; None takes one out."""
+
+    def change(folder: Path) -> None:
+        given = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        merged = load_file(folder / file) | given
+        save(folder, file, {name: t for name, t in merged.items() if t is not None})
+
+    return change
+
+
+def forget(folder: Path) -> None:
+    replace(SECOND, c__weight=None)(folder)
+    save_index(folder, {k: v for k, v in index_of(folder).items() if k != "c.weight"})
+
+
+REQUIRED: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "named but missing": (
+        replace(SECOND, c__weight=None), [SECOND, "c.weight is missing", "[2, 3]", INDEX],
+    ),
+    "missing": (forget, ["c.weight is missing", "[2, 3]"]),
+    "shape": (
+        replace(SECOND, c__weight=torch.ones(3, 2)), [SECOND, "c.weight", "[3, 2]", "[2, 3]"],
+    ),
+    "no scale": (
+        replace(SECOND, a__weight_scale_inv=None), [SECOND, "a.weight_scale_inv", "[2, 1]"],
+    ),
+    "shape of scale": (
+        replace(SECOND, a__weight_scale_inv=torch.ones(1, 2)),
+        [SECOND, "a.weight_scale_inv", "[1, 2]", "[2, 1]"],
+    ),
+    "type of scale": (
+        replace(SECOND, a__weight_scale_inv=torch.ones(2, 1).bfloat16()),
+        [SECOND, "a.weight_scale_inv", "bfloat16", "float32"],
+    ),
+    "no float": (
+        replace(SECOND, c__weight=torch.ones(2, 3).int()), [SECOND, "c.weight", "int32"],
+    ),
+    "fp8 vector": (replace(FIRST, b__weight=torch.ones(4).to(FP8)), [FIRST, "b.weight", "matrix"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REQUIRED)
+def test_a_tensor_that_does_not_fit_is_named_with_its_file(folder: Path, case: str) -> None:
+    Checkpoint(folder).require(SHAPES)
+    change, words = REQUIRED[case]
+    change(folder)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(folder).require(SHAPES)
+    assert_says(caught.value, [str(folder), *words])
+
+
+def test_a_tensor_too_many_is_an_error_but_for_what_nobody_reads(folder: Path) -> None:
+    Checkpoint(folder).require_nothing_else(SHAPES)
+    with pytest.raises(CheckpointError, match=r"c\.weight has no place"):
+        Checkpoint(folder).require_nothing_else({k: SHAPES[k] for k in ("a.weight", "b.weight")})
+    inv_freq = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    replace(FIRST, **{inv_freq: torch.ones(2)})(folder)
+    Checkpoint(folder).require_nothing_else(SHAPES)
+    save_index(folder, index_of(folder) | {inv_freq: FIRST})
+    Checkpoint(folder).require_nothing_else(SHAPES)
+    # A scale belongs to a weight in fp8 only.
+    replace(FIRST, a__weight=torch.ones(130, 5))(folder)
+    with pytest.raises(CheckpointError, match=r"a\.weight_scale_inv has no place"):
+        Checkpoint(folder).require_nothing_else(SHAPES)
+
+
+def test_shards_are_filled_in_order() -> None:
+    sizes = {"a": 3, "b": 4, "c": 3, "d": 11, "e": 1, "f": 9}
+    assert writer.split_into_shards(sizes, 10) == [["a", "b", "c"], ["d"], ["e", "f"]]
+    assert writer.split_into_shards({}, 10) == []
+    assert writer.shard_file(2, 163) == "model-00002-of-00163.safetensors"
+
+
+def write(folder: Path, value: float) -> None:
+    partial = writer.begin(folder)
+    writer.write_shard(partial / FIRST, {"a": torch.full((3,), value)})
+    writer.write_index(partial, {"a": FIRST}, 12)
+    writer.write_json(partial / "config.json", {})
+    writer.commit(partial, folder)
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "checkpoint"
+    for value in (1.0, 2.0):
+        write(folder, value)
+        (folder / "old.txt").write_text("of the first")
+        assert Checkpoint(folder).read("a", torch.float32).eq(value).all()
+    assert (folder / FIRST).stat().st_mode & 0o777 == 0o644
+    assert Checkpoint(folder).metadata == {"total_size": 12}
+    write(folder, 3.0)
+    assert not (folder / "old.txt").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_an_end_at_any_step_of_replacing_leaves_a_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint"
+
+    def end_after(calls: int, function: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object, **options: object) -> object:
+            nonlocal calls
+            calls -= 1
+            if calls < 0:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return counted
+
+    for name, owner, steps in (("rename", Path, 2), ("rmtree", writer.shutil, 1)):
+        for step in range(steps):
+            write(folder, 1.0)
+            partial = writer.begin(folder)
+            writer.write_shard(partial / SINGLE, {"b": torch.zeros(1)})
+            writer.write_json(partial / "config.json", {})
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(owner, name, end_after(step, getattr(owner, name)))
+                writer.commit(partial, folder)
+            writer.discard(writer.begin(folder))
+            assert Checkpoint(folder).names() == (["a"] if name == "rename" else ["b"])
+            assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for action in (
+        lambda: writer.begin(tmp_path / "file" / "checkpoint"),
+        lambda: writer.write_shard(tmp_path / "nowhere" / FIRST, {"a": torch.zeros(1)}),
+        lambda: writer.write_index(tmp_path / "nowhere", {}, 0),
+        lambda: writer.commit(tmp_path / "nowhere.partial", tmp_path / "nowhere"),
+        lambda: writer.copy_file(tmp_path / "file", tmp_path / "nowhere" / "file"),
+    ):
+        with pytest.raises(CheckpointError, match="cannot write") as caught:
+            action()
+        assert_says(caught.value, [str(tmp_path)])
