@@ -12,24 +12,15 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import yaml
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
+from trainer.byte_progress import byte_progress
 from trainer.errors import ConfigError, RunError
 from trainer.hf.convert import convert, require_place
 from trainer.hf.plan import checked_model, make_plan
@@ -50,7 +41,6 @@ is found before anything is written, and TARGET gets its name only when it is wh
 is 0, 1 for a checkpoint that is wrong or cannot be written, 2 for a config.json that is not
 supported or wrong arguments. docs/weights.md has more.
 """
-_LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = make_plan(source, options.dtype, options.without_mtp)
     require_place(plan, options.target, options.overwrite)
     begin = time.monotonic()
-    with _progress(plan.nbytes) as progress:
+    with byte_progress("converting") as progress:
         convert(plan, options.target, progress)
     seconds = time.monotonic() - begin
     tensors, files = len(plan.tensors), len(plan.by_file())
@@ -122,38 +112,6 @@ def _run(options: argparse.Namespace) -> int:
             f"{plan.nbytes / 1e9:,.3f} GB in {seconds:.1f} s"
         )
     return 0
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, else a line now and then; on stderr, since stdout is for the result."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    begin = said = time.monotonic()
-    done = 0
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-    def advance(size: int) -> None:
-        nonlocal done, said
-        done += size
-        bar.advance(task, size)
-        now = time.monotonic()
-        if not console.is_terminal and (now - said > _LINE_EVERY or done == total):
-            seconds, said = now - begin, now
-            left = seconds / done * (total - done)
-            rate = f"{done / seconds / 1e6:,.0f} MB/s"
-            console.print(f"{done / 1e9:,.3f} of {total / 1e9:,.3f} GB, {rate}, {left:,.0f} s left")
-
-    with bar:
-        task = bar.add_task("converting", total=total)
-        yield advance
 
 
 def _show(found: Summary) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from trainer.byte_progress import byte_progress
 from trainer.config import Config
 from trainer.layout import Layout
 from trainer.metrics import Row
@@ -69,6 +72,13 @@ class RunConsole:
                 f"norm {values['gradient_norm']:.2f}  lr {values['learning_rate']:.1e}  "
                 f"load max {values['load_max']:.2f}x  {rate}  {left} left"
             )
+
+    @contextmanager
+    def bytes(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress of reading or writing weights, before the first step or behind the last."""
+        self._progress.stop()  # two bars on one terminal would overwrite each other
+        with byte_progress(what, quiet=self._console.quiet) as progress:
+            yield progress
 
     def end(self) -> None:
         self._progress.stop()

@@ -42,7 +42,8 @@ def train(config: Config, resolved: str, stop: StopRequest) -> None:
     together(lambda: require_shared(path))
     text = together(lambda: load_text(config))
     _require_same(resolved, text)
-    layout = build(config, process, device)
+    with console.bytes("reading weights") as progress:
+        layout = build(config, process, device, progress)
     log = together(lambda: _begin(folder, config, resolved) if folder is not None else None)
     if first:
         name = config.data.path or "the source text of Python's standard library"
@@ -89,31 +90,31 @@ def _run_steps(
         try:
             metrics = trainer.step(step, _micro_batches(layout, text, step), stop.asked)
         except NonFiniteError as error:  # on all ranks, with the weights of the step before
-            raise NonFiniteError(f"{error}; {_save(config, layout)}") from error
+            raise NonFiniteError(f"{error}; {_save(layout, console)}") from error
         if metrics.stop:
             stop.reached()
         values = row(step, metrics, tokens, time.perf_counter() - begin)
         last = step + 1 == config.run.steps
         every = config.metrics.eval_every
         if last or (every and (step + 1) % every == 0 and not metrics.stop):
-            values["validation_loss"] = _validation_loss(trainer, text, step)
+            values["validation_loss"] = _validation_loss(trainer, text, step, console)
         if log is not None:
             log.write(values)
         console.step(values)
         if "validation_loss" in values:
             console.say(f"validation loss {values['validation_loss']:.4f} after step {step + 1}")
         if metrics.stop and not last:
-            where = _save(config, layout)
+            where = _save(layout, console)
             raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step + 1}; {where}")
     if config.data.path is None and (entropy := text.bigram_entropy()) is not None:
         console.say(_compared_with_bigrams(entropy, values["validation_loss"]))
-    console.say(_save(config, layout))
+    console.say(_save(layout, console))
 
 
-def _validation_loss(trainer: Trainer, text: Text, step: int) -> float:
+def _validation_loss(trainer: Trainer, text: Text, step: int, console: RunConsole) -> float:
     loss = trainer.evaluate(text.windows)
     if not math.isfinite(loss):
-        where = _save(trainer.layout.config, trainer.layout)
+        where = _save(trainer.layout, console)
         raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
     return loss
 
@@ -132,9 +133,11 @@ def _compared_with_bigrams(entropy: float, loss: float) -> str:
     )
 
 
-def _save(config: Config, layout: Layout) -> str:
+def _save(layout: Layout, console: RunConsole) -> str:
+    config = layout.config
     if not config.checkpoint.export_hf:
         return "no weights saved, as checkpoint.export_hf says"
     folder = Path(config.run.dir) / config.run.name / "weights"
-    save_checkpoint(layout, folder)
+    with console.bytes("saving weights") as progress:
+        save_checkpoint(layout, folder, progress)
     return f"weights in {folder}"

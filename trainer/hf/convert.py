@@ -51,22 +51,28 @@ def require_place(plan: Plan, target: Path, overwrite: bool) -> None:
         )
 
 
-def convert(plan: Plan, target: Path, progress: Callable[[int], None]) -> None:
+def convert(plan: Plan, target: Path, progress: Callable[[int, int], None]) -> None:
     """Write what was planned to the folder `target`, replacing what is there.
 
-    progress: told the bytes of each tensor that has been converted, of each file that has been
-    copied; plan.nbytes in all. Whatever ends this early, Ctrl-C too, leaves `target` as it was; a
-    kill leaves TARGET.partial besides. Raises CheckpointError.
+    progress(done, total): bytes of the tensors that have been converted or copied. Whatever ends
+    this early, Ctrl-C too, leaves `target` as it was; a kill leaves TARGET.partial besides. Raises
+    CheckpointError.
     """
     target = target.resolve()
     partial = begin(target)
+    done = 0
+
+    def advance(size: int) -> None:
+        nonlocal done
+        progress(done := done + size, plan.nbytes)
+
     try:
         for file, names in plan.by_file().items():
             if _is_unchanged(plan, file):
                 copy_file(plan.source.folder / file, partial / file)
-                progress(sum(plan.tensors[name].nbytes for name in names))
+                advance(sum(plan.tensors[name].nbytes for name in names))
             else:
-                write_shard(partial / file, _tensors(plan, file, names, progress))
+                write_shard(partial / file, _tensors(plan, file, names, advance))
         for path in [*tokenizer_files(plan.source.folder), *_licences(plan.source.folder)]:
             copy_file(path, partial / path.name)
         _write_index(plan, partial)
@@ -90,7 +96,7 @@ def _is_unchanged(plan: Plan, file: str | None = None) -> bool:
 
 
 def _tensors(
-    plan: Plan, file: str, names: list[str], progress: Callable[[int], None]
+    plan: Plan, file: str, names: list[str], advance: Callable[[int], None]
 ) -> dict[str, Tensor]:
     """The tensors of one file of the target."""
     tensors: dict[str, Tensor] = {}
@@ -107,7 +113,7 @@ def _tensors(
                 tensors[name + SCALE_SUFFIX] = scale
         else:
             tensors[name] = plan.source.read(name, dtype)
-        progress(plan.tensors[name].nbytes)
+        advance(plan.tensors[name].nbytes)
     return tensors
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.hf.blocks import SCALE_SUFFIX, is_block_quantised, quantise, scale_shape
+from trainer.hf.errors import CheckpointError
 from trainer.model.named import BIAS
 
 StorageType: TypeAlias = Literal["float32", "float64", "bfloat16", "fp8"]
@@ -39,7 +40,10 @@ def encode(name: str, tensor: Tensor, storage: StorageType) -> dict[str, Tensor]
     """
     dtype = stored_dtype(name, storage)
     if dtype == torch.float8_e4m3fn:
-        codes, scales = quantise(tensor.float().cpu().contiguous())
+        try:
+            codes, scales = quantise(tensor.float().cpu().contiguous())
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from error
         return {name: codes, name + SCALE_SUFFIX: scales}
     # A copy: safetensors refuses tensors that share memory, as a rank's experts do.
     return {name: tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)}
