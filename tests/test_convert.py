@@ -212,7 +212,7 @@ def test_places_that_are_refused(
 def test_ctrl_c_leaves_what_was_there(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: int) -> None:
+    def interrupt(done: int, total: int) -> None:
         nonlocal left
         left -= 1
         if left == 0:
@@ -242,7 +242,7 @@ from trainer.hf.convert import convert
 from trainer.hf.plan import make_plan
 from trainer.hf.reader import Checkpoint
 
-def kill(size):
+def kill(done, total):
     global left
     left -= 1
     if left == 0:

@@ -85,6 +85,8 @@ def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         return _model(config, where)
     except KeyError as error:
         raise ConfigError(f"{where}: {error.args[0]} is missing") from error
+    except (TypeError, AttributeError) as error:  # a null, a text or a list where a number belongs
+        raise ConfigError(f"{where}: a value is of the wrong type: {error}") from error
 
 
 def _model(c: dict[str, Any], where: str) -> ModelConfig:
