@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.byte_progress import byte_progress
+from trainer.command_parser import CommandParser
 from trainer.errors import ConfigError, RunError
 from trainer.hf.convert import convert, require_place
 from trainer.hf.plan import checked_model, make_plan
@@ -56,19 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage around it."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="convert",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("convert", __doc__, EXAMPLES)
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="folder of the checkpoint to read")
     what = parser.add_mutually_exclusive_group(required=True)

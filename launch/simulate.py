@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +25,7 @@ from parallel.pipeline.table_file import read_table, write_table
 from parallel.pipeline.timeline_file import read_timeline
 from parallel.pipeline.timeline_table import critical_path_line, summary, table
 from parallel.pipeline.trace import write_trace
+from trainer.command_parser import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -76,19 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage around it."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="simulate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("simulate", __doc__, EXAMPLES)
     which = parser.add_mutually_exclusive_group()
     names = ", ".join([*GENERATORS, SEARCHED])
     which.add_argument("--schedule", metavar="NAME", help=f"{names} (dualpipe)")

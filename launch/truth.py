@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from parallel.pipeline.costs import CostModel, Costs, read_costs
 from parallel.pipeline.generators import GENERATORS, generate
 from parallel.pipeline.schedule import ScheduleError
 from parallel.pipeline.truth.results import IN_TORCH, Comparison, Plan, Truth
+from trainer.command_parser import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -67,19 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if off else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage around it."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="truth",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("truth", __doc__, EXAMPLES)
     add = parser.add_argument
     add("--schedules", default="all", metavar="NAMES", help="all, none, or names with commas (all)")
     add("--ranks", type=int, default=8, metavar="P", help="pipeline ranks, a process each (8)")
