@@ -1,0 +1,200 @@
+"""The generate command on checkpoints as training saves them: what it prints and refuses."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import DeepseekV3ForCausalLM
+
+from parallel.process import Process
+from tests.commands import ROOT, finish, start
+from trainer.config import (
+    AttentionConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    MTPConfig,
+    PipelineConfig,
+    RunConfig,
+)
+from trainer.data.tokens import ByteTokenizer
+from trainer.generate.text_model import load_text_model
+from trainer.hf.save import save_checkpoint
+from trainer.layout import build
+
+LONGEST = 40
+MODEL = ModelConfig(
+    layers=2,
+    dense_layers=1,
+    dim=32,
+    dense_dim=40,
+    init_std=0.3,
+    attention=AttentionConfig(4, 16, 12, 8, 6, 8),
+    moe=MoEConfig(experts=8, top_k=2, groups=2, expert_dim=16, scale=2.5),
+    mtp=MTPConfig(2),
+)
+
+
+def save(folder: Path, model: ModelConfig) -> Path:
+    config = Config(
+        run=RunConfig(seed=4),
+        pipeline=PipelineConfig("1f1b", micro_batches=1),
+        model=model,
+        data=DataConfig(sequence_length=LONGEST, global_batch=1),
+    )
+    save_checkpoint(build(config, Process(), torch.device("cpu")), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("run") / "weights", MODEL)
+
+
+@pytest.fixture
+def changed(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy, to be spoilt."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "changed"))
+
+
+def command(*arguments: object) -> int:
+    script = runpy.run_path(str(ROOT / "launch" / "generate.py"))
+    return script["main"](list(map(str, arguments)))
+
+
+def printed_json(capfd: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    assert command(*arguments, "--json") == 0, capfd.readouterr().err
+    return json.loads(capfd.readouterr().out)
+
+
+def change(file: Path, **keys: object) -> None:
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | keys))
+
+
+def test_a_person_sees_the_text_and_what_it_cost(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--checkpoint", str(checkpoint), "--max-new-tokens", "30")
+    process = start(
+        tmp_path, *options, "--prompt", "def ", "--compare", script="launch/generate.py"
+    )
+    code, out, err = finish(process)
+    assert code == 0, err
+    for words in ("prompt of 4 tokens", "30 new tokens", "drafts accepted", "speed-up"):
+        assert words in err
+    assert "\n" not in err
+    assert printed_json(capfd, *options, "--prompt", "def ")["text"] + "\n" == out
+
+
+def test_json_says_the_same_whatever_the_decoding(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt.txt").write_bytes("Grüße".encode())
+    options = ("--checkpoint", checkpoint, "--prompt-file", tmp_path / "prompt.txt")
+    plain = printed_json(capfd, *options)
+    assert plain["prompt"] == "Grüße" and plain["prompt_tokens"] == 7
+    assert plain["ended"] or plain["new_tokens"] == LONGEST - 7  # what there is room for
+    text = ByteTokenizer().decode(np.array(plain["tokens"])).decode(errors="replace")
+    assert plain["text"] == text
+    assert plain["acceptance"] == []
+    drafted = printed_json(capfd, *options, "--speculative")
+    assert drafted["tokens"] == plain["tokens"]
+    assert len(drafted["acceptance"]) == 2 and drafted["tokens_per_forward"] >= 1
+    both = printed_json(capfd, *options, "--compare", "--dtype", "float64")
+    assert both["speed_up"] == pytest.approx(
+        both["tokens_per_second"] / both["greedy"]["tokens_per_second"]
+    )
+    warm = ("--temperature", 1.5, "--top-p", 0.9, "--seed")
+    first, again, other = (printed_json(capfd, *options, *warm, s)["tokens"] for s in (1, 1, 2))
+    assert first == again != other
+    alone = printed_json(capfd, "--checkpoint", checkpoint, "--max-new-tokens", 3)
+    assert alone["prompt"] == "" and alone["prompt_tokens"] == 1
+
+
+def test_the_greedy_text_is_that_of_transformers(
+    checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ours = printed_json(capfd, "--checkpoint", checkpoint, "--prompt", "import os", "--speculative")
+    theirs = DeepseekV3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    prompt_1T = torch.tensor([list(b"import os")])
+    tokens = theirs.generate(prompt_1T, do_sample=False, max_length=LONGEST)[0, 9:].tolist()
+    ended = ours["ended"] * [ByteTokenizer().end_of_document]
+    assert ours["tokens"] + ended == tokens
+    assert len(set(tokens)) > 10
+
+
+def test_special_tokens_are_those_of_the_checkpoint(
+    changed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--checkpoint", changed, "--prompt", "x", "--max-new-tokens", 20)
+    tokens = printed_json(capfd, *options)["tokens"]
+    change(changed / "generation_config.json", eos_token_id=[tokens[6], 300])
+    stopped = printed_json(capfd, *options)
+    assert stopped["ended"] and stopped["tokens"] == tokens[: tokens.index(tokens[6])]
+    change(changed / "generation_config.json", bos_token_id=65)
+    model = load_text_model(changed, None, torch.float32, False, lambda done, total: None)
+    assert model.prompt_tokens("x") == [ord("x")] and model.prompt_tokens("") == [65]
+    change(changed / "tokenizer_config.json", add_bos_token=True)
+    model = load_text_model(changed, None, torch.float32, False, lambda done, total: None)
+    assert model.prompt_tokens("x") == [65, ord("x")] and model.prompt_tokens("") == [65]
+
+
+WRONG_OPTIONS = {
+    "--temperature -1": "--temperature must be 0 or more",
+    "--temperature 1 --top-p 0": "--top-p must be more than 0 and at most 1, got 0.0",
+    "--top-p 0.5": "--top-p needs a --temperature above 0",
+    "--seed 3": "--seed needs a --temperature above 0",
+    "--temperature 0.7 --speculative": "--speculative is greedy: leave out --temperature 0.7",
+    "--max-new-tokens 0": "--max-new-tokens must be 1 or more",
+    "--max-new-tokens 40": "max_position_embeddings = 40 of config.json: ask for at most 39",
+    f"--prompt {'x' * 40}": "shorten the prompt",
+    "--prompt-file nowhere": "--prompt-file nowhere: No such file or directory",
+    "--prompt x --prompt-file y": "not allowed with argument",
+}
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS)
+def test_wrong_arguments_end_in_one_line(
+    options: str, checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = command("--checkpoint", checkpoint, *options.split())
+    except SystemExit as end:  # what argparse finds
+        code = end.code
+    printed = capfd.readouterr()
+    assert code == 2 and printed.out == "" and printed.err.count("\n") == 1
+    assert WRONG_OPTIONS[options] in printed.err
+
+
+def refusal(capfd: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    assert command(*arguments) == code
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_what_a_checkpoint_lacks_is_said(
+    changed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = save(tmp_path / "plain", replace(MODEL, mtp=MTPConfig(0)))
+    assert "has no MTP module" in refusal(capfd, 1, "--checkpoint", plain, "--speculative")
+    missing = tmp_path / "none"
+    assert "no such folder" in refusal(capfd, 1, "--checkpoint", missing)
+    (changed / "tokenizer.json").unlink()
+    assert command("--checkpoint", changed, "--max-new-tokens", 2) == 0  # bytes
+    capfd.readouterr()
+    wide = save(tmp_path / "wide", replace(MODEL, vocab_size=260))
+    tokenizer = wide / "tokenizer.json"
+    assert command("--checkpoint", wide, "--max-new-tokens", 2) == 0
+    tokenizer.rename(tmp_path / "tokenizer.json")
+    capfd.readouterr()
+    assert "give --tokenizer" in refusal(capfd, 2, "--checkpoint", wide)

@@ -1,0 +1,61 @@
+"""What is said of a generated text: in words, as JSON, and beside plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.data.text_stream import TextStream
+from trainer.data.tokens import Tokenizer
+from trainer.errors import RunError
+from trainer.generate.answer import Answer
+
+
+def text_behind(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """The text of `tokens` as it is read behind `prompt`."""
+    stream = TextStream(tokenizer)
+    for token in prompt:
+        stream.push(token)
+    return "".join(map(stream.push, tokens)) + stream.end()
+
+
+def require_same(made: Answer, plain: Answer) -> None:
+    """Raise RunError unless speculative decoding gave the tokens of plain decoding."""
+    if made.tokens == plain.tokens:
+        return
+    pairs = zip(plain.tokens, made.tokens)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), len(made.tokens))
+    raise RunError(
+        f"from new token {first + 1} on, speculative decoding gave other tokens than plain "
+        "decoding, as rounding may, though rarely (docs/generation.md): try --dtype float64"
+    )
+
+
+def as_json(made: Answer, plain: Answer | None) -> dict[str, Any]:
+    """plain: the same text by plain decoding, to set beside it."""
+    result = {"tokens": made.tokens, **made.numbers()}
+    if plain is not None:
+        result |= {"greedy": plain.numbers(), "speed_up": _speed_up(made, plain)}
+    return result
+
+
+def in_words(made: Answer, plain: Answer | None) -> str:
+    """One line."""
+    words = [f"prompt of {made.prompt_tokens} tokens in {made.prompt_seconds:.2f} s"]
+    words.append(f"{len(made.tokens)} new tokens{', ended by itself' * made.ended}")
+    if (rate := made.tokens_per_second()) is not None:
+        words.append(f"{rate:,.1f} tokens/s")
+    if made.counts.offered:
+        shares = ["none offered" if a is None else f"{a:.1%}" for a in made.acceptance()]
+        words.append(f"drafts accepted {' and '.join(shares)}")
+    if made.counts.offered and (tokens := made.tokens_per_forward()) is not None:
+        words.append(f"{tokens:.2f} tokens a pass")
+    if plain is not None and (rate := plain.tokens_per_second()) is not None:
+        words.append(f"plain decoding gave the same tokens at {rate:,.1f} tokens/s")
+        words.append(f"speed-up {_speed_up(made, plain):.2f}")
+    return "; ".join(words)
+
+
+def _speed_up(made: Answer, plain: Answer) -> float | None:
+    ours, theirs = made.tokens_per_second(), plain.tokens_per_second()
+    return ours / theirs if ours and theirs else None

@@ -1,0 +1,145 @@
+"""A checkpoint to generate text with: weights, tokenizer, where texts begin and end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import ModelConfig
+from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
+from trainer.data.tokens import ByteTokenizer, Tokenizer
+from trainer.errors import ConfigError
+from trainer.generate.cached_model import CachedModel, begin_text, cached_part
+from trainer.hf.errors import CheckpointError
+from trainer.hf.load import load_part
+from trainer.hf.plan import checked_model
+from trainer.hf.reader import Checkpoint
+from trainer.model.part import ModelPart
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """part: of `model`, loaded. first: the token that every text begins with, if any. lone: what
+    stands in for an empty prompt. ends: tokens that end a text. longest: tokens of the longest
+    text, None where config.json does not say.
+    """
+
+    part: ModelPart
+    model: ModelConfig
+    tokenizer: Tokenizer
+    first: int | None
+    lone: int
+    ends: frozenset[int]
+    longest: int | None
+
+    def prompt_tokens(self, prompt: str | bytes) -> list[int]:
+        """The tokens of a prompt; at least one. Raises ConfigError for what is not UTF-8."""
+        try:
+            tokens = self.tokenizer.encode(prompt).tolist()
+        except ValueError as error:
+            raise ConfigError(f"the prompt is not UTF-8: {error}") from error
+        begin = [] if self.first is None else [self.first]
+        return begin + tokens or [self.lone]
+
+    def room(self, prompt: int, wanted: int | None, usual: int) -> int:
+        """How many new tokens to make behind a prompt of so many: those wanted, else the usual
+        number or what there is room for. Raises ConfigError where they do not fit."""
+        if self.longest is None:
+            return usual if wanted is None else wanted
+        left = self.longest - prompt
+        if left < 1 or (wanted is not None and wanted > left):
+            new = "any new one" if wanted is None else f"--max-new-tokens {wanted}"
+            advice = f"ask for at most {left}" if left > 0 else "shorten the prompt"
+            raise ConfigError(
+                f"{prompt} tokens of prompt and {new} do not fit into max_position_embeddings = "
+                f"{self.longest} of config.json: {advice}"
+            )
+        return min(usual, left) if wanted is None else wanted
+
+    def begin(self, positions: int) -> CachedModel:
+        """An empty text of up to `positions` tokens; the one before ends."""
+        return begin_text(self.part, self.model, positions, self.tokenizer.vocabulary_size)
+
+
+def load_text_model(
+    folder: Path, tokenizer: str | None, dtype: torch.dtype, with_mtp: bool, progress: Progress
+) -> TextModel:
+    """Read a checkpoint in the Hugging Face layout, such as RUN/weights.
+
+    tokenizer: a tokenizer.json, or a folder with one; None looks in `folder`, and takes bytes for a
+    vocabulary of 257. with_mtp: load the MTP modules; CheckpointError where there is none.
+    progress(done, total): bytes read. Raises CheckpointError, ConfigError and DataError.
+    """
+    checkpoint = Checkpoint(folder)
+    model = checked_model(checkpoint)
+    if with_mtp and not model.mtp.depth:
+        raise CheckpointError(
+            f"{folder} has no MTP module (model.layers.{model.layers}.eh_proj.weight) to make "
+            "drafts with: leave out --speculative and --compare"
+        )
+    chosen = _tokenizer(folder, tokenizer, model)
+    if not with_mtp:
+        model = replace(model, mtp=replace(model.mtp, depth=0))
+    part = cached_part(model).to(dtype)
+    load_part(part, model, checkpoint, 0, progress)
+    return _text_model(part, model, chosen, checkpoint)
+
+
+def _tokenizer(folder: Path, path: str | None, model: ModelConfig) -> Tokenizer:
+    if path is None and (folder / TOKENIZER_FILE).exists():
+        path = str(folder)
+    if path is None and model.vocab_size != ByteTokenizer().vocabulary_size:
+        raise ConfigError(
+            f"{folder} has no {TOKENIZER_FILE}, and its vocabulary of {model.vocab_size} is not "
+            "that of bytes, 257: give --tokenizer"
+        )
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocabulary_size > model.vocab_size:
+        raise ConfigError(
+            f"tokenizer {path} has {tokenizer.vocabulary_size} tokens, the model of {folder} only "
+            f"{model.vocab_size}: give the --tokenizer that it was trained with"
+        )
+    return tokenizer
+
+
+def _text_model(
+    part: ModelPart, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Checkpoint
+) -> TextModel:
+    special = checkpoint.config | _read(checkpoint.folder / "generation_config.json")
+    begin, end = special.get("bos_token_id"), special.get("eos_token_id")
+    asked = _read(checkpoint.folder / "tokenizer_config.json").get("add_bos_token")
+    if asked and begin is None:
+        raise CheckpointError(
+            f"{checkpoint.folder}: tokenizer_config.json has add_bos_token, but neither "
+            "generation_config.json nor config.json has a bos_token_id"
+        )
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    return TextModel(
+        part=part,
+        model=model,
+        tokenizer=tokenizer,
+        first=begin if asked else None,
+        lone=tokenizer.end_of_document if begin is None else begin,
+        ends=frozenset([tokenizer.end_of_document, *ends]),
+        longest=checkpoint.config.get("max_position_embeddings"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: must be a JSON object")
+    return value
