@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from random import Random
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from parallel.pipeline.check import check
 from parallel.pipeline.costs import CostModel
@@ -15,12 +10,11 @@ from parallel.pipeline.generators import GENERATORS, generate
 from parallel.pipeline.schedule import Overlap, Schedule, ScheduleError, actions
 from parallel.pipeline.search import Found, Progress, search
 from parallel.pipeline.search.bound import lower_bound
-from parallel.pipeline.search.moves import propose
-from parallel.pipeline.search.orders import Line, Orders, v_placement, words_of
-from parallel.pipeline.search.run import Run
+from parallel.pipeline.search.orders import Orders
+from parallel.pipeline.search.starts import begin
+from parallel.pipeline.search.words import v_placement
 from parallel.pipeline.simulate import simulate
 
-QUICK = settings(max_examples=40, deadline=None)
 PAIRED = CostModel(pair_factor=0.85)
 # The last stage of 2 x 4 has the head and a prediction module, the first one the embedding.
 HEAVY = CostModel(
@@ -44,93 +38,6 @@ def pairs(schedule: Schedule, rank: int) -> int:
     return sum(isinstance(item, Overlap) for item in schedule.programs[rank])
 
 
-def run_of(orders: Orders, schedule: Schedule) -> Run:
-    lines = []
-    for rank, word in enumerate(words_of(schedule, [True] * schedule.ranks)):
-        line = orders.line(rank, word)
-        assert line
-        lines.append(line)
-    run = Run(orders, lines)
-    assert run.follow()
-    return run
-
-
-def scrambled(run: Run, changes: int, random: Random) -> Run:
-    """`run` after so many random changes that can be followed."""
-    while changes:
-        rank = random.randrange(run.orders.ranks)
-        word = run.lines[rank].word
-        changed = propose(word, random.randrange(len(word)), True, random)
-        line: Line | None = run.orders.line(rank, changed) if changed else None
-        new = run.changed(rank, line) if line else None
-        if new:
-            run = new
-            changes -= 1
-    return run
-
-
-@pytest.mark.parametrize("name", ["dualpipev", "zbv"])
-def test_words_and_back(name: str) -> None:
-    schedule = generate(name, 3, 7)
-    run = run_of(Orders(PAIRED, 3, 7, 7), schedule)
-    assert run.schedule().programs == schedule.programs
-    assert run.schedule().placement == schedule.placement == v_placement(3)
-
-
-@QUICK
-@given(
-    st.sampled_from(COSTS), st.sampled_from(["zbv", "dualpipev"]), st.integers(8, 10),
-    st.integers(8, 12), st.randoms(use_true_random=False),
-)  # fmt: skip
-def test_evaluation_is_the_simulation(
-    costs: CostModel, name: str, micro_batches: int, cap: int, random: Random
-) -> None:
-    orders = Orders(costs, 4, micro_batches, max(cap, 9 if name == "dualpipev" else 8))
-    run = scrambled(run_of(orders, generate(name, 4, micro_batches)), 25, random)
-    schedule = run.schedule()
-    timeline = simulate(schedule, costs)
-    assert max(run.finish()) == pytest.approx(timeline.makespan)
-    for ends, spans in zip(run.ends, timeline.by_rank):
-        assert ends == pytest.approx([span.end for span in spans])
-    # and the table is one, whatever the changes were
-    assert max(check(schedule).peak_in_flight) <= orders.cap / 2
-    assert timeline.makespan >= lower_bound(costs, 4, micro_batches, orders.cap) - 1e-9
-
-
-@QUICK
-@given(st.sampled_from(COSTS), st.floats(-3, 3), st.randoms(use_true_random=False))
-def test_only_runs_that_end_too_late_are_given_up(
-    costs: CostModel, more: float, random: Random
-) -> None:
-    run = scrambled(run_of(Orders(costs, 4, 8, 9), generate("zbv", 4, 8)), 20, random)
-    rank = random.randrange(4)
-    word = run.lines[rank].word
-    changed = propose(word, random.randrange(len(word)), True, random)
-    line = run.orders.line(rank, changed) if changed else None
-    new = run.changed(rank, line) if line else None
-    if line and new:
-        limit = max(ends[-1] for ends in run.ends) + more
-        limited = run.changed(rank, line, limit)
-        late = max(ends[-1] for ends in new.ends) > limit
-        assert limited.ends == new.ends if limited else late
-
-
-@QUICK
-@given(st.sampled_from(COSTS), st.randoms(use_true_random=False))
-def test_critical_path_has_no_gaps(costs: CostModel, random: Random) -> None:
-    if costs.transmission:
-        return
-    run = scrambled(run_of(Orders(costs, 4, 8, 9), generate("zbv", 4, 8)), 20, random)
-    path = run.critical()
-    rank, position = path[-1]
-    begin = run.ends[rank][position] - run.lines[rank].ops[position][0]
-    assert begin == pytest.approx(0.0, abs=1e-9)
-    for (rank, position), (other, before) in pairwise(path):
-        begin = run.ends[rank][position] - run.lines[rank].ops[position][0]
-        hop = costs.hop if other != rank else 0.0
-        assert begin == pytest.approx(run.ends[other][before] + hop, abs=1e-7)
-
-
 def test_search_improves_on_the_handcrafted() -> None:
     reports: list[Progress] = []
     found = search(PAIRED, 4, 8, moves=20_000, seed=1, progress=reports.append)
@@ -143,6 +50,27 @@ def test_search_improves_on_the_handcrafted() -> None:
     assert found.moves <= 20_000 + 64
     for report in reports:
         assert report.lower_bound <= report.best <= found.start_makespan
+
+
+def test_search_reaches_its_bound() -> None:
+    found = search(PAIRED, 4, 8, moves=150_000, seed=1)
+    assert found.optimal and found.makespan == pytest.approx(23.7)
+    assert [pairs(found.schedule, rank) for rank in (1, 2, 3)] == [4, 6, 8]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("micro_batches", [1, 3, 8, 16, 20])
+def test_zbv_begins_with_pairs(ranks: int, micro_batches: int) -> None:
+    """Where pairs pay, and it is under the cap of zbv, and sooner than without them."""
+    table = generate("zbv", ranks, micro_batches)
+    for cap in (2 * ranks, 2 * ranks + 1):
+        paired = begin(table, Orders(PAIRED, ranks, micro_batches, cap))
+        assert max(check(paired.schedule()).peak_in_flight) <= cap / 2
+        if micro_batches >= 2 * ranks:
+            assert pairs(paired.schedule(), ranks - 1) > 0 or ranks == 1
+            assert max(paired.finish()) < simulate(table, PAIRED).makespan
+    alone = begin(table, Orders(CostModel(), ranks, micro_batches, 2 * ranks))
+    assert not any(pairs(alone.schedule(), rank) for rank in range(ranks))
 
 
 def test_deterministic_by_seed() -> None:

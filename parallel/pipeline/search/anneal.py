@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from random import Random
 
 from parallel.pipeline.costs import CostModel
-from parallel.pipeline.schedule import ScheduleError
 from parallel.pipeline.search.bound import rank_starts
 from parallel.pipeline.search.moves import propose
-from parallel.pipeline.search.orders import TIE, Line, Orders, Word
+from parallel.pipeline.search.orders import TIE, Line, Orders
 from parallel.pipeline.search.run import Run
 
-MOVES_AN_ITEM = 1200  # of a hot round that cools down slowly enough
-# Temperatures at the begin and the end of a round, over the mean duration of an item.
-COOL, HOT = (0.04, 0.006), (0.2, 0.03)
-SPREAD = 0.3  # what the mean end of the ranks counts for, beside the last
-EXCESS = 0.1  # and what each rank's work does, where it alone takes longer than the lower bound
+# Of a round: moves a letter, if there is time; temperatures at the begin and the end, over the mean
+# duration of a letter. A cool one stays near its start, a hot one does not.
+COOL, HOT = (200, 0.04, 0.005), (400, 0.16, 0.02)
+SPREAD = 0.6  # what the mean end of the ranks counts for, beside the last
+EXCESS = 0.2  # and what each rank's work does, where it alone takes longer than the lower bound
 CRITICAL = 0.6  # of the changes that are made on the critical path
 ANOTHER = 0.15  # how often one more change is made at once
 
@@ -43,54 +42,52 @@ class Budget:
         seconds: float,
         moves: int | None,
         progress: Callable[[Progress], None] | None,
-        begun: float,
     ) -> None:
         self.made = 0
-        self._seconds, self._moves, self._begun = seconds, moves, begun
-        self._progress, self._reported = progress, begun
+        self._seconds, self._moves, self._begun = seconds, moves, time.monotonic()
+        self._progress, self._reported = progress, self._begun
 
-    def rounds(self, run: Run) -> int:
-        """How many hot rounds there is time for; 0 for a cool one."""
-        items = sum(len(line.ops) for line in run.lines)
-        moves = self._moves
-        if moves is None:
-            begin = time.perf_counter()
-            Run(run.orders, run.lines).follow()
-            moves = int(self._seconds / (0.4 * (time.perf_counter() - begin) + 1e-5))
-        return round(moves / (MOVES_AN_ITEM * items))
+    def left(self, run: Run) -> int:
+        """How many moves there will still be; an estimate if it is the clock that says."""
+        if self._moves is not None:
+            return self._moves - self.made
+        taken = time.monotonic() - self._begun
+        if self.made:
+            return int((self._seconds - taken) * self.made / taken)
+        begin = time.perf_counter()
+        Run(run.orders, run.lines).follow()
+        a_move = 0.4 * (time.perf_counter() - begin) + 1e-5
+        return int((self._seconds - taken) / a_move)
 
-    def over(self, best: float, bound: float) -> float:
-        """From 0 to 1 and beyond. Reports the progress."""
+    def over(self, best: float, bound: float) -> bool:
+        """Whether it is over. Reports the progress."""
         now = time.monotonic()
         taken = max(now - self._begun, 1e-9)
-        over = taken / max(self._seconds, 1e-9)
+        share = taken / max(self._seconds, 1e-9)
         if self._moves is not None:
-            over = self.made / max(1, self._moves)
+            share = self.made / max(1, self._moves)
         if self._progress and now - self._reported >= 1.0:
             self._reported = now
-            left = taken / over - taken if over else math.inf
+            left = taken / share - taken if share else math.inf
             self._progress(Progress(best, bound, self.made, self.made / taken, max(0.0, left)))
-        return over
+        return share >= 1.0
 
 
 class Annealing:
-    """The annealing. Its temperatures are in units of an item's mean duration."""
+    """The annealing. Its temperatures are in units of a letter's mean duration.
+
+    least: the makespan to come below. best: the run that did, so far, and the soonest.
+    """
 
     def __init__(
-        self, orders: Orders, costs: CostModel, bound: float, seed: int, budget: Budget
+        self, orders: Orders, costs: CostModel, bound: float, least: float, seed: int
     ) -> None:
-        self.orders, self.bound, self.budget = orders, bound, budget
+        self.orders, self.bound = orders, bound
+        self.least = least
+        self.best: Run | None = None
         self.random = Random(seed)
         self.begins = rank_starts(costs, orders.ranks)
         self.least_idle = sum(self.begins) + sum(orders.after)  # of all ranks, and the optimizer
-
-    def run_of(self, words: list[Word]) -> Run:
-        """The run of words that are known to be fine."""
-        lines = [self.orders.line(rank, word) for rank, word in enumerate(words)]
-        run = Run(self.orders, [line for line in lines if line])
-        if None in lines or not run.follow():
-            raise ScheduleError("the table to begin with cannot be followed")
-        return run
 
     def cost(self, run: Run) -> float:
         """What the annealing makes small: mostly the makespan, and what it cannot see yet."""
@@ -100,35 +97,46 @@ class Annealing:
             excess += max(0.0, begin + line.work + after - self.bound)
         return max(finish) + SPREAD * sum(finish) / len(finish) + EXCESS * excess
 
-    def rounds(self, starts: list[Run]) -> Run:
-        """The best run of all rounds: hot ones, from the start that has the fewest pairs.
+    def rounds(self, starts: list[Run], budget: Budget) -> None:
+        """A cool round from each start, and then others as long as there is time.
 
-        Hot enough, a round forgets its start; where there is no time for that, one cool round.
+        Two of three are of the kind that led furthest, the third of all kinds in turn; each kind's
+        next round is longer than its last.
         """
-        best = starts[0]
-        rounds = self.budget.rounds(best)
-        if not rounds:
-            return self._round(best, best, COOL, 0.0, 1.0)
-        begin = max(starts, key=lambda run: sum(len(line.ops) for line in run.lines))
-        for number in range(rounds):
-            best = self._round(begin, best, HOT, number / rounds, (number + 1) / rounds)
-        return best
+        kinds = [(start, heat) for heat in (COOL, HOT) for start in starts]
+        reached, times = [math.inf] * len(kinds), [0] * len(kinds)
+        number = 0
+        while not budget.over(self.least, self.bound) and self.least > self.bound + TIE:
+            turn, third = divmod(number - len(starts), 3)
+            kind = number
+            if number >= len(starts):
+                furthest = reached.index(min(reached))
+                kind = (turn + len(starts)) % len(kinds) if third == 2 else furthest
+            start, heat = kinds[kind]
+            times[kind] += 1
+            share = max(1, budget.left(start) // max(1, len(starts) - number))
+            makespan = round(self._round(start, heat, times[kind], share, budget), 9)
+            reached[kind] = min(reached[kind], makespan)
+            number += 1
 
     def _round(
-        self, run: Run, best: Run, temperatures: tuple[float, float], begin: float, end: float
-    ) -> Run:
-        """Anneal from `run` from when `begin` of the budget is over to when `end` is."""
-        items = sum(len(line.ops) for line in run.lines)
-        unit = sum(line.work for line in run.lines) / items
-        hot, cold = (unit * temperature for temperature in temperatures)
-        cost, least, path = self.cost(run), max(best.finish()), run.critical()
-        temperature, budget, draw = hot, self.budget, self.random.random
-        while least > self.bound + TIE:
-            if budget.made % 64 == 0:
-                over = (budget.over(least, self.bound) - begin) / (end - begin)
-                if over >= 1.0:
+        self, run: Run, heat: tuple[int, float, float], times: int, most: int, budget: Budget
+    ) -> float:
+        """Anneal from `run`, `times` as long as `heat` says, in at most `most` moves.
+
+        Returns the best makespan of them.
+        """
+        letters = sum(len(line.ops) for line in run.lines)
+        unit = sum(line.work for line in run.lines) / letters
+        moves_a_letter, hot, cold = heat
+        moves = min(most, moves_a_letter * letters * times)
+        cost, path, reached = self.cost(run), run.critical(), self._note(run)
+        temperature, draw = hot * unit, self.random.random
+        for move in range(moves):
+            if move % 64 == 0:
+                if self.least <= self.bound + TIE or budget.over(self.least, self.bound):
                     break
-                temperature = hot * (cold / hot) ** max(0.0, over)
+                temperature = unit * hot * (cold / hot) ** (move / moves)
             budget.made += 1
             allowed = cost - temperature * math.log(1.0 - draw())
             new = self._changed(run, path, allowed)
@@ -137,9 +145,14 @@ class Annealing:
             new_cost = self.cost(new)
             if new_cost <= allowed:
                 run, cost, path = new, new_cost, new.critical()
-                if max(run.finish()) < least - TIE:
-                    best, least = run, max(run.finish())
-        return best
+                reached = min(reached, self._note(run))
+        return reached
+
+    def _note(self, run: Run) -> float:
+        """The makespan of `run`, which is the best so far if it is the soonest."""
+        if (makespan := max(run.finish())) < self.least - TIE:
+            self.best, self.least = run, makespan
+        return makespan
 
     def _changed(self, run: Run, path: list[tuple[int, int]], allowed: float) -> Run | None:
         """`run` with a random change, on its critical path or anywhere.

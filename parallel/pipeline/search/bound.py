@@ -36,7 +36,7 @@ from math import inf
 
 from parallel.pipeline.costs import CostModel, Costs
 from parallel.pipeline.schedule import Action, Kind, Schedule
-from parallel.pipeline.search.orders import v_placement
+from parallel.pipeline.search.words import v_placement
 
 
 def lower_bound(costs: CostModel, ranks: int, micro_batches: int, cap: int) -> float:

@@ -1,0 +1,130 @@
+"""The runs that the search evaluates are those of `simulate`, and Ws fill their waits."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel.pipeline.check import check
+from parallel.pipeline.costs import CostModel
+from parallel.pipeline.generators import generate
+from parallel.pipeline.schedule import Action, Item
+from parallel.pipeline.search.bound import lower_bound
+from parallel.pipeline.search.moves import propose
+from parallel.pipeline.search.orders import Line, Orders
+from parallel.pipeline.search.run import Run
+from parallel.pipeline.search.starts import begin, run_of
+from parallel.pipeline.search.words import v_placement, words_of
+from parallel.pipeline.simulate import simulate
+from tests.test_search import COSTS, PAIRED
+
+QUICK = settings(max_examples=40, deadline=None)
+
+
+def start_of(orders: Orders, name: str) -> Run:
+    """The run that a search begins with."""
+    return begin(generate(name, orders.ranks, orders.micro_batches), orders)
+
+
+def is_weights(item: Item) -> bool:
+    return isinstance(item, Action) and item.kind == "W"
+
+
+def scrambled(run: Run, changes: int, random: Random) -> Run:
+    """`run` after so many random changes that can be followed."""
+    while changes:
+        rank = random.randrange(run.orders.ranks)
+        word = run.lines[rank].word
+        changed = propose(word, random.randrange(len(word)), True, random)
+        line: Line | None = run.orders.line(rank, changed) if changed else None
+        new = run.changed(rank, line) if line else None
+        if new:
+            run = new
+            changes -= 1
+    return run
+
+
+@pytest.mark.parametrize("name", ["dualpipev", "zbv"])
+def test_words_and_back(name: str) -> None:
+    """The words of a table's run are its words, and the table has every action once."""
+    schedule = generate(name, 3, 7)
+    words = words_of(schedule, [True] * 3)
+    table = run_of(Orders(PAIRED, 3, 7, 7), words).schedule()
+    assert words_of(table, [True] * 3) == words
+    assert check(table).peak_in_flight and table.placement == schedule.placement == v_placement(3)
+
+
+def test_weights_fill_the_waits() -> None:
+    """On one rank nothing waits; on two, a W comes where half of it fits, or the cap wants it."""
+    word = [0, 0, 1, 1, 3, 2, 3, 2]  # F0 F0 F1 F1 I1 I0 I1 I0
+    run = run_of(Orders(CostModel(), 1, 2, 4), [word])
+    assert run.filled == [[0] * 8] and run.finish() == [6]
+    word = [0, 1, 3, 2] * 2
+    assert run_of(Orders(CostModel(), 1, 2, 4), [word]).filled == [[0] * 8]
+    assert run_of(Orders(CostModel(), 1, 2, 3), [word]).filled == [[0] * 5 + [1] * 3]
+    assert run_of(Orders(CostModel(), 1, 2, 2), [word]).filled == [[0] * 4 + [1, 2, 2, 2]]
+    # I1 I0 of the second rank let the first wait 0.5 + 0.5 + hop for its I0
+    orders = Orders(CostModel(hop=0.1), 2, 1, 2)
+    assert run_of(orders, [[0, 1, 3, 2]] * 2).filled == [[0, 0, 0, 1], [0, 0, 0, 0]]
+
+
+@QUICK
+@given(
+    st.sampled_from(COSTS), st.sampled_from(["zbv", "dualpipev"]), st.integers(8, 10),
+    st.integers(8, 12), st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_evaluation_is_the_simulation(
+    costs: CostModel, name: str, micro_batches: int, cap: int, random: Random
+) -> None:
+    orders = Orders(costs, 4, micro_batches, max(cap, 9 if name == "dualpipev" else 8))
+    run = scrambled(start_of(orders, name), 25, random)
+    schedule = run.schedule()
+    timeline = simulate(schedule, costs)
+    assert max(run.finish()) == pytest.approx(timeline.makespan)
+    for ends, line, spans in zip(run.ends, run.lines, timeline.by_rank):
+        begins = [end - op[0] for end, op in zip(ends, line.ops)]
+        assert begins == pytest.approx([s.begin for s in spans if not is_weights(s.item)])
+    # and the table is one, whatever the changes were
+    assert max(check(schedule).peak_in_flight) <= orders.cap / 2
+    assert timeline.makespan >= lower_bound(costs, 4, micro_batches, orders.cap) - 1e-9
+
+
+@QUICK
+@given(st.sampled_from(COSTS), st.floats(-3, 3), st.randoms(use_true_random=False))
+def test_only_runs_that_end_too_late_are_given_up(
+    costs: CostModel, more: float, random: Random
+) -> None:
+    run = scrambled(start_of(Orders(costs, 4, 8, 9), "zbv"), 20, random)
+    rank = random.randrange(4)
+    word = run.lines[rank].word
+    changed = propose(word, random.randrange(len(word)), True, random)
+    line = run.orders.line(rank, changed) if changed else None
+    new = run.changed(rank, line) if line else None
+    if line and new:
+        limit = max(run.finish()) + more
+        limited = run.changed(rank, line, limit)
+        late = max(new.finish()) > limit - 1e-9
+        assert limited.ends == new.ends if limited else late
+
+
+@QUICK
+@given(st.sampled_from(COSTS), st.randoms(use_true_random=False))
+def test_critical_path_has_no_gaps(costs: CostModel, random: Random) -> None:
+    if costs.transmission:
+        return
+    run = scrambled(start_of(Orders(costs, 4, 8, 9), "zbv"), 20, random)
+    path = run.critical()
+    rank, position = path[-1]
+    begin = run.ends[rank][position] - run.lines[rank].ops[position][0]
+    assert begin == pytest.approx(0.0, abs=1e-9)
+    for (rank, position), (other, before) in pairwise(path):
+        begin = run.ends[rank][position] - run.lines[rank].ops[position][0]
+        after = costs.hop
+        if other == rank:  # and between the two, nothing but Ws
+            rest, filled = run.lines[rank].rest, run.filled[rank]
+            after = rest[filled[before]] - rest[filled[position]]
+        assert begin == pytest.approx(run.ends[other][before] + after, abs=1e-7)
