@@ -33,7 +33,7 @@ examples:
   python launch/convert.py DeepSeek-V3 DeepSeek-V3-bf16 --dtype bfloat16
   python launch/convert.py runs/mine/weights mine-fp8 --dtype fp8 --without-mtp
   python launch/convert.py DeepSeek-V3 --check
-  python launch/convert.py DeepSeek-V3 --print-config >> my_run.yaml
+  python launch/convert.py DeepSeek-V3 --print-config > mine.yaml
 
 fp8 is for the matrices of attention and MLPs, in blocks of 128 x 128 with a float32 scale each, and
 bfloat16 for the rest, as in the released checkpoints; the router bias is float32 in every type.
@@ -47,13 +47,16 @@ supported or wrong arguments. docs/weights.md has more.
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, after one line on what cannot be done."""
     options = _parser().parse_args(arguments)
+    before = _identity(options.target)
     try:
         return _run(options)
     except (RunError, ConfigError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print("convert: stopped by Ctrl-C, nothing written", file=sys.stderr)
+        written = _identity(options.target) not in (None, before)
+        what = f"{options.target} is written and whole" if written else "nothing written"
+        print(f"convert: stopped by Ctrl-C, {what}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -82,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(found.as_json(), indent=2)) if options.json else _show(found)
         return 1 if found.problem else 0
     if options.print_config:
-        model = dataclasses.replace(checked_model(source), init_from=str(options.source))
+        model = dataclasses.replace(checked_model(source), init_from=str(options.source.resolve()))
         print(yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False), end="")
         return 0
     plan = make_plan(source, options.dtype, options.without_mtp)
@@ -119,6 +122,14 @@ def _show(found: Summary) -> None:
         table.add_row(f"bytes in {kind}", f"{size:,}")
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     print(f"wrong: {found.problem}" if found.problem else "every tensor is as config.json says")
+
+
+def _identity(folder: Path | None) -> int | None:
+    """What differs in a folder that takes the place of this one; None if there is none."""
+    try:
+        return None if folder is None else folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _as_exit(number: int, _: FrameType | None) -> NoReturn:

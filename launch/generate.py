@@ -37,7 +37,8 @@ examples:
 seconds, tokens_per_second, tokens_per_forward, acceptance}, with --compare also greedy, the same
 numbers of plain decoding, and speed_up. Rates are of the tokens behind the first; acceptance is the
 share of the drafts of each MTP depth that held. The exit code is 0; 1 for a checkpoint that cannot
-be used; 2 for wrong arguments. docs/generation.md has more.
+be used; 2 for wrong arguments; 130 for Ctrl-C, 141 where nobody reads on. docs/generation.md has
+more.
 """
 NEW_TOKENS = 200
 

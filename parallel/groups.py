@@ -24,3 +24,9 @@ def make_groups(
         if rank in ranks:
             mine[ranks] = group
     return mine
+
+
+def patient_world(timeout: timedelta) -> dist.ProcessGroup | None:
+    """A second group of the whole world, for what takes ranks longer apart than a collective of
+    training may take; None where there is one process. Collective over the world."""
+    return dist.new_group(timeout=timeout) if dist.is_initialized() else None

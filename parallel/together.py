@@ -14,24 +14,28 @@ class PeerError(RuntimeError):
     """Another rank failed; the message says which and why."""
 
 
-def gather(value: Any) -> list[Any]:
-    """Every rank's value, by rank, on every rank."""
+def gather(value: Any, patient: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's value, by rank, on every rank. patient: as in `together`."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=patient)
     return values
 
 
-def together(action: Callable[[], T]) -> T:
+def together(action: Callable[[], T], patient: dist.ProcessGroup | None = None) -> T:
     """Do this rank's part. If it fails on any rank, raise on all: there its own error, elsewhere
-    PeerError. Collective over the world."""
+    PeerError. Collective over the world.
+
+    patient: a group of the whole world whose timeout covers the slowest rank's part, as
+    `patient_world` makes it; without one, the world's own timeout does.
+    """
     try:
         result = action()
     except Exception as error:
-        gather(f"{error}")
+        gather(f"{error}", patient)
         raise
-    for rank, problem in enumerate(gather(None)):
+    for rank, problem in enumerate(gather(None, patient)):
         if problem is not None:
             raise PeerError(f"rank {rank}: {problem}")
     return result

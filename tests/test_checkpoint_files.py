@@ -4,6 +4,9 @@ written."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,10 +231,13 @@ def test_shards_are_filled_in_order() -> None:
 
 def write(folder: Path, value: float) -> None:
     partial = writer.begin(folder)
-    writer.write_shard(partial / FIRST, {"a": torch.full((3,), value)})
-    writer.write_index(partial, {"a": FIRST}, 12)
-    writer.write_json(partial / "config.json", {})
-    writer.commit(partial, folder)
+    try:
+        writer.write_shard(partial / FIRST, {"a": torch.full((3,), value)})
+        writer.write_index(partial, {"a": FIRST}, 12)
+        writer.write_json(partial / "config.json", {})
+        writer.commit(partial, folder)
+    finally:
+        writer.discard(partial)
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
@@ -247,33 +253,146 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
-def test_an_end_at_any_step_of_replacing_leaves_a_whole_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# What is called when a folder is replaced: before or behind a rename, amid the removal. The tensor
+# that is there then: "a" was to be replaced by "b".
+ENDS = {
+    "before the old one is renamed": ("rename", 1, False, "a"),
+    "behind that": ("rename", 1, True, "a"),
+    "before the new one is renamed": ("rename", 2, False, "a"),
+    "behind that, too": ("rename", 2, True, "b"),
+    "before the old one is removed": ("rmtree", 1, False, "b"),
+    "behind that, as well": ("rmtree", 1, True, "b"),
+}
+
+
+def replace_until(folder: Path, end: str, stop: Callable[[], object]) -> Path:
+    """Replace `folder` until stop() is called at this step; what was begun."""
+    name, calls, behind, _ = ENDS[end]
+    partial = writer.begin(folder)
+    writer.write_shard(partial / SINGLE, {"b": torch.zeros(1)})
+    writer.write_json(partial / "config.json", {})
+    owner = Path if name == "rename" else shutil
+    real: Callable[..., object] = getattr(owner, name)
+
+    def counted(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls -= 1
+        if calls == 0 and not behind:
+            stop()
+        result = real(*arguments, **options)
+        if calls == 0:
+            stop()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, counted)
+        try:
+            writer.commit(partial, folder)
+        except KeyboardInterrupt:
+            return partial
+    raise AssertionError("nothing ended it")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_interruption_of_replacing_leaves_a_whole_folder_and_nothing_else(
+    tmp_path: Path, end: str
 ) -> None:
     folder = tmp_path / "checkpoint"
+    write(folder, 1.0)
+    writer.discard(replace_until(folder, end, interrupt))
+    assert Checkpoint(folder).names() == [ENDS[end][3]] and names(tmp_path) == ["checkpoint"]
+    write(folder, 2.0)
 
-    def end_after(calls: int, function: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object, **options: object) -> object:
-            nonlocal calls
-            calls -= 1
-            if calls < 0:
-                raise KeyboardInterrupt
-            return function(*arguments, **options)
 
-        return counted
+@pytest.mark.parametrize("end", ENDS)
+def test_a_kill_while_replacing_leaves_what_the_next_begin_puts_right(
+    tmp_path: Path, end: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    write(folder, 1.0)
+    child = os.fork()
+    if child == 0:
+        try:
+            replace_until(folder, end, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    wanted = [ENDS[end][3]]
+    place = folder if folder.exists() else writer.scratch(folder) / "old"
+    assert Checkpoint(place).names() == wanted
+    writer.discard(writer.begin(folder))
+    assert Checkpoint(folder).names() == wanted and names(tmp_path) == ["checkpoint"]
 
-    for name, owner, steps in (("rename", Path, 2), ("rmtree", writer.shutil, 1)):
-        for step in range(steps):
-            write(folder, 1.0)
-            partial = writer.begin(folder)
-            writer.write_shard(partial / SINGLE, {"b": torch.zeros(1)})
-            writer.write_json(partial / "config.json", {})
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(owner, name, end_after(step, getattr(owner, name)))
-                writer.commit(partial, folder)
-            writer.discard(writer.begin(folder))
-            assert Checkpoint(folder).names() == (["a"] if name == "rename" else ["b"])
-            assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+def test_an_old_folder_that_cannot_be_removed_is_no_failure_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(16, "busy", str(path))
+
+    folder = tmp_path / "checkpoint"
+    write(folder, 1.0)
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+        patch.setattr(shutil, "rmtree", refuse)
+        write(folder, 2.0)
+    assert_says(caught.value, [f"{folder}: is written and whole", "busy", ".checkpoint.tandem"])
+    assert Checkpoint(folder).read("a", torch.float32).eq(2.0).all()
+    write(folder, 3.0)
+    assert names(tmp_path) == ["checkpoint"]
+
+
+def test_only_one_writes_a_folder_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    partial = writer.begin(folder)
+    writer.write_json(partial / "config.json", {})
+    with pytest.raises(CheckpointError) as caught:
+        writer.begin(folder)
+    assert_says(caught.value, [f"{folder}: is being written by process {os.getpid()} on "])
+    writer.discard(writer.begin(tmp_path / "other"))
+    writer.write_shard(partial / SINGLE, {"a": torch.zeros(1)})
+    writer.commit(partial, folder)
+    assert names(folder) == ["config.json", SINGLE] and names(tmp_path) == ["checkpoint"]
+    # Who has committed and discards behind that, as callers do, discards nothing of the next one.
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.write_json(writer.begin(folder) / "config.json", {"of": "child"})
+            os.kill(os.getpid(), signal.SIGSTOP)
+        finally:
+            os._exit(1)
+    os.waitpid(child, os.WUNTRACED)
+    writer.discard(partial)
+    assert (partial / "config.json").exists()
+    with pytest.raises(CheckpointError, match=f"process {child} on"):
+        writer.begin(folder)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    write(folder, 1.0)
+    assert names(tmp_path) == ["checkpoint"]
+
+
+def test_what_came_between_is_not_removed(tmp_path: Path) -> None:
+    """Someone else makes the folder between the renames of a writer that is killed there."""
+    folder = tmp_path / "checkpoint"
+    write(folder, 1.0)
+    old, new = (writer.scratch(folder) / name for name in ("old", "new"))
+    new.mkdir(parents=True)
+    shutil.copytree(folder, old)
+    with pytest.raises(CheckpointError, match="is there again"):
+        writer.begin(folder)
+    assert Checkpoint(folder).names() == Checkpoint(old).names() == ["a"]
+    shutil.rmtree(folder)
+    writer.discard(writer.begin(folder))
+    assert Checkpoint(folder).names() == ["a"] and names(tmp_path) == ["checkpoint"]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

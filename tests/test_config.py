@@ -101,6 +101,7 @@ def test_an_unknown_key_in_a_file_names_the_key(tmp_path: Path) -> None:
         (b"model: {moe: 3}\n", ["bad.yaml", "model: moe", "3"]),
         (b"\xff\xfe", ["bad.yaml", "YAML"]),
         (b"model: [", ["bad.yaml", "YAML"]),
+        (b"model:\n  dim: 8\nmodel:\n  layers: 2\n", ["bad.yaml", "line 3", "model", "second"]),
     ],
 )
 def test_a_file_that_is_no_config_is_one_line_with_its_name(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -25,7 +26,8 @@ from tests.synthetic_checkpoint import TOY, TOY_SHARD, make_checkpoint, tensors_
 from trainer.hf.architecture import model_from_hf
 from trainer.hf.convert import convert
 from trainer.hf.plan import make_plan
-from trainer.hf.reader import INDEX, Checkpoint
+from trainer.hf.reader import INDEX, Checkpoint, Stored
+from trainer.hf.writer import begin, discard, scratch
 from trainer.parse import config_parser, parse
 
 FP8 = torch.float8_e4m3fn
@@ -128,6 +130,12 @@ def test_without_mtp_the_model_is_left(released: Path, tmp_path: Path) -> None:
     ours, theirs = stored(tmp_path / "short"), stored(released)
     assert set(ours) == main_model == set(Checkpoint(tmp_path / "short").files)
     assert all(torch.equal(ours[n].view(torch.uint8), theirs[n].view(torch.uint8)) for n in ours)
+    # Also where one file holds both.
+    (tmp_path / "one").mkdir()
+    shutil.copyfile(released / "config.json", tmp_path / "one" / "config.json")
+    save_file(theirs, tmp_path / "one" / "model.safetensors")
+    run(tmp_path / "one", tmp_path / "less", "--without-mtp")
+    assert set(stored(tmp_path / "less")) == main_model
     # A checkpoint that only says that it has MTP, as transformers writes it, can be read as well.
     (tmp_path / "short" / "config.json").write_text(json.dumps(TOY | {"auto_map": {"a": "b.c"}}))
     run(tmp_path / "short", tmp_path / "again")
@@ -203,15 +211,79 @@ def test_places_that_are_refused(
     run(source, tmp_path / "target", "--dtype", "bfloat16", "--overwrite")
     assert Checkpoint(tmp_path / "target").dtype(EXPERT) == torch.bfloat16
 
+    kept = scratch(tmp_path / "new") / "old"
+    shutil.copytree(source, kept)
+    assert main([str(kept), str(tmp_path / "new")]) == 1
+    assert "move it first" in capsys.readouterr().err and digests(kept) == digests(source)
+
+    room = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert main([str(source), str(tmp_path / "large")]) == 1
     assert "0.0 GB left" in capsys.readouterr().err
+    # What a killed conversion left makes room.
+    (scratch(tmp_path / "large") / "new").mkdir(parents=True)
+    (scratch(tmp_path / "large") / "new" / "shard").write_bytes(b"0" * room)
+    run(source, tmp_path / "large")
+
+
+def test_folders_of_other_people_are_not_touched(source: Path, tmp_path: Path) -> None:
+    mine = ("target.old", "target.partial", ".target.old", ".target.partial")
+    for name in mine:
+        shutil.copytree(source, tmp_path / name)
+    before = digests(source)
+    run(tmp_path / "target.old", tmp_path / "target")
+    run(tmp_path / "target.old", tmp_path / "target", "--overwrite")
+    run(tmp_path / "target.partial", tmp_path / "target", "--overwrite", "--dtype", "float32")
+    assert all(digests(tmp_path / name) == before for name in mine)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*mine, "source", "target"))
+
+
+def test_a_second_conversion_to_a_place_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = begin(tmp_path / "target")
+    (first / "half.safetensors").write_text("")
+    assert main([str(source), str(tmp_path / "target")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is being written by process" in line and str(tmp_path / "target") in line
+    assert (first / "half.safetensors").exists()
+    discard(first)
+    run(source, tmp_path / "target")
+
+
+def test_work_grows_with_the_tensors_only(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(dict[str, str]):
+        walks = 0
+
+        def items(self):  # type: ignore[no-untyped-def]
+            Counted.walks += 1
+            return super().items()
+
+        def values(self):  # type: ignore[no-untyped-def]
+            Counted.walks += 1
+            return super().values()
+
+    def counted(stored: Stored) -> int:
+        nonlocal sizes
+        sizes += 1
+        return size(stored)
+
+    size, sizes = Stored.nbytes.fget, 0
+    plan = make_plan(Checkpoint(source), "bfloat16", without_mtp=False)
+    tensors, files = len(plan.tensors), len(plan.by_file())
+    plan = dataclasses.replace(plan, files=Counted(plan.files))
+    monkeypatch.setattr(Stored, "nbytes", property(counted))
+    convert(plan, tmp_path / "target", lambda done, total: None)
+    assert sizes <= 3 * tensors and Counted.walks < files, (sizes, tensors, Counted.walks, files)
 
 
 def test_ctrl_c_leaves_what_was_there(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     def interrupt(done: int, total: int) -> None:
         nonlocal left
         left -= 1
@@ -233,40 +305,72 @@ def test_ctrl_c_leaves_what_was_there(
 
     monkeypatch.setattr(command, "convert", stop)
     assert main([str(source), str(tmp_path / "other")]) == 130
+    assert "nothing written" in capsys.readouterr().err
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from trainer.hf.convert import convert
-from trainer.hf.plan import make_plan
-from trainer.hf.reader import Checkpoint
+def test_ctrl_c_in_the_last_moment_leaves_the_new_one_and_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupted(path: Path, **options: bool) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
 
-def kill(done, total):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    target = tmp_path / "target"
+    run(source, target, "--dtype", "float32")
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    assert main([str(source), str(target), "--overwrite"]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"convert: stopped by Ctrl-C, {target} is written and whole"
+    assert digests(target) == digests(source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 
-left = 200
-plan = make_plan(Checkpoint(Path(sys.argv[1])), "float32", False)
-convert(plan, Path(sys.argv[2]), kill)
+
+ENDED = """
+import os, runpy, sys
+from trainer.hf import writer
+
+def end_in_the_second(path, tensors):
+    global files
+    files += 1
+    if files == 2:
+        os.kill(os.getpid(), number)
+    write(path, tensors)
+
+number, files, write = int(sys.argv.pop(1)), 0, writer.write_shard
+writer.write_shard = end_in_the_second
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def end(number: signal.Signals, *arguments: object) -> int:
+    """The exit code of a conversion that sends itself this signal when it writes."""
+    script = str(ROOT / "launch" / "convert.py")
+    words = [str(int(number)), script, *map(str, arguments), "--dtype", "float32"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", ENDED, *words], env=environment, timeout=90
+    ).returncode
 
 
 def test_a_kill_leaves_no_folder_that_looks_whole(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(source), str(target)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=90,
-    )
-    assert killed.returncode == -signal.SIGKILL and not target.exists()
-    assert (tmp_path / "target.partial").exists()
-    assert not (tmp_path / "target.partial" / "config.json").exists()
-    (tmp_path / "target.partial" / "model-of-another-source.safetensors").write_text("")
+    assert end(signal.SIGKILL, source, target) == -signal.SIGKILL
+    assert not target.exists()
+    begun = scratch(target) / "new"
+    assert begun.exists() and not (begun / "config.json").exists()
+    (begun / "model-of-another-source.safetensors").write_text("")
     run(source, target)
-    assert digests(target) == digests(source) and not (tmp_path / "target.partial").exists()
+    assert digests(target) == digests(source) and not scratch(target).exists()
+
+
+def test_sigterm_leaves_what_was_there(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "target")
+    assert end(signal.SIGTERM, source, tmp_path / "target", "--overwrite") == 143
+    assert digests(tmp_path / "target") == digests(source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
@@ -333,3 +437,16 @@ def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "b")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_size_that_its_files_cannot_have_is_refused_at_once(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after the memory for a model of that size has been asked for."""
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    config = json.loads((copy / "config.json").read_text())
+    for key in ("num_hidden_layers", "n_routed_experts"):
+        (copy / "config.json").write_text(json.dumps(config | {key: 10**9}))
+        assert main([str(copy), "--check"]) == 1
+        assert key in capsys.readouterr().out

@@ -27,8 +27,9 @@ from trainer.config import (
 )
 from trainer.data.tokens import ByteTokenizer
 from trainer.generate.text_model import load_text_model
-from trainer.hf.save import save_checkpoint
+from trainer.hf.companions import read_companions
 from trainer.layout import build
+from trainer.weights import save_checkpoint
 
 LONGEST = 40
 MODEL = ModelConfig(
@@ -50,7 +51,8 @@ def save(folder: Path, model: ModelConfig) -> Path:
         model=model,
         data=DataConfig(sequence_length=LONGEST, global_batch=1),
     )
-    save_checkpoint(build(config, Process(), torch.device("cpu")), folder)
+    layout = build(config, Process(), torch.device("cpu"))
+    save_checkpoint(layout, folder, read_companions(config))
     return folder
 
 

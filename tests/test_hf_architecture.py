@@ -20,7 +20,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import yarn_apply_msca
 
 from trainer.config import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
 from trainer.errors import ConfigError
-from trainer.hf.architecture import differences, hf_from_model, model_from_hf, not_representable
+from trainer.hf.architecture import differences, model_from_hf
+from trainer.hf.config_json import hf_from_model, not_representable
 from trainer.model.rope import rotations, softmax_scale
 from trainer.model.size import parameter_counts
 
@@ -254,6 +255,15 @@ REFUSED = {
         V3 | {"rope_scaling": {"type": "yarn", "factor": 2}},
         "original_max_position_embeddings is missing",
     ),
+    "a text for a number": (V3 | {"hidden_size": "7168"}, "hidden_size is '7168'"),
+    "a fraction of layers": (V3 | {"num_hidden_layers": 61.0}, "num_hidden_layers"),
+    "null experts": (V3 | {"n_routed_experts": None}, "n_routed_experts"),
+    "no heads": (V3 | {"num_attention_heads": 0}, "num_attention_heads is 0"),
+    "not a number": (V3 | {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+    "true for a number": (V3 | {"routed_scaling_factor": True}, "routed_scaling_factor"),
+    "a word for a scaling": (V3 | {"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
+    "a text in a scaling": (V3 | {"rope_scaling": YARN | {"factor": "40"}}, "factor is '40'"),
+    "a word for a quantisation": (V3 | {"quantization_config": "fp8"}, "quantization_config"),
 }
 
 

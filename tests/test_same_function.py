@@ -33,7 +33,8 @@ from transformers.modeling_layers import MtpModel
 
 from parallel.process import Process
 from trainer.config import Config, DataConfig, ModelConfig, PipelineConfig, RunConfig
-from trainer.hf.architecture import hf_from_model, model_from_hf, with_mtp_of
+from trainer.hf.architecture import model_from_hf, with_mtp_of
+from trainer.hf.config_json import hf_from_model
 from trainer.layout import Layout, build
 from trainer.model.named import named_biases, named_tensors
 from trainer.model.whole import WholeModel

@@ -20,7 +20,7 @@ from trainer.data.errors import DataError
 from trainer.data.file_tokenizer import FileTokenizer, load_tokenizer
 from trainer.data.text_stream import TextStream
 from trainer.data.tokens import ByteTokenizer, Tokenizer
-from trainer.hf.companions import END_OF_DOCUMENT, tokenizer_files, write_byte_tokenizer
+from trainer.hf.companions import END_OF_DOCUMENT, byte_tokenizer_files, tokenizer_files
 from trainer.parse import config_parser, parse
 from trainer.text import load_text
 from trainer.validate import validate
@@ -105,7 +105,8 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    write_byte_tokenizer(folder)
+    for name, content in byte_tokenizer_files().items():
+        (folder / name).write_bytes(content)
     (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
     return folder
 

@@ -38,16 +38,17 @@ from trainer.config import (
     YarnConfig,
 )
 from trainer.hf.architecture import model_from_hf
+from trainer.hf.companions import read_companions
 from trainer.hf.errors import CheckpointError
 from trainer.hf.load import load_part
 from trainer.hf.reader import Checkpoint
-from trainer.hf.save import save_checkpoint
 from trainer.layout import build
 from trainer.model.named import named_biases, named_tensors, released_shapes
 from trainer.model.part import ModelPart
 from trainer.model.partition import partition
 from trainer.trainer import Trainer
 from trainer.validate import validate
+from trainer.weights import save_checkpoint
 
 STEPS, SEQUENCES, LENGTH = 3, 8, 12
 MODEL = ModelConfig(
@@ -67,7 +68,7 @@ MODEL = ModelConfig(
     mtp=MTPConfig(1, 0.3),
 )  # fmt: skip
 TRAINED = ("dualpipe", (2, 2, 1))
-OTHERS = [("1f1b", (1, 1, 1)), ("dualpipev", (2, 1, 1)), ("zb-h1", (2, 1, 2))]
+OTHERS = [("1f1b", (1, 1, 1)), ("dualpipev", (2, 1, 2)), ("zb-h1", (2, 2, 1))]
 WINDOWS = torch.randint(0, 257, (6, LENGTH + 2), generator=torch.Generator().manual_seed(7))
 
 
@@ -102,7 +103,7 @@ def _train_and_look(
         parts = _batch(step).split(layout.sequences)
         trainer.step(step, lambda m, p=parts: p[first + m])
     if folder is not None:
-        save_checkpoint(layout, folder)
+        save_checkpoint(layout, folder, read_companions(config))
     parts = _batch(STEPS).split(layout.sequences)
     trainer.accumulate(lambda m: parts[first + m])
     gradients = named_tensors(layout.part, layout.expert_rank, lambda p: p.grad)
@@ -287,7 +288,7 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
     parts = partition(MODEL.layers, 2, MODEL.mtp.depth)
     last = ModelPart(config, parts, [1], LocalDispatcher())
     checkpoint, told = _Recording(folder), []
-    load_part(last, MODEL, checkpoint, 1, lambda done, total: told.append((done, total)))
+    load_part(last, MODEL, checkpoint, 1, True, lambda done, total: told.append((done, total)))
     held = {
         name
         for name in released_shapes(MODEL)
@@ -300,12 +301,12 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
 def _save_on_a_full_disk(process: Process, config: Config, folder: Path) -> str:
     """Rank 1 cannot write more than a few bytes; what each rank says of it."""
     layout = build(config, process, torch.device("cpu"))
-    save_checkpoint(layout, folder)
+    save_checkpoint(layout, folder, read_companions(config))
     if process.rank == 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     try:
-        save_checkpoint(layout, folder)
+        save_checkpoint(layout, folder, read_companions(config))
     except CheckpointError as error:
         return str(error)
     return ""

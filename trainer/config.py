@@ -27,6 +27,8 @@ class RunConfig:
     """Type of weights, activations and gradients."""
     timeout: float = 600.0
     """Seconds that a collective may take before the run gives up."""
+    io_timeout: float = 7200.0
+    """Seconds that ranks wait for the slowest to read text or weights, or to save them."""
 
 
 @dataclass

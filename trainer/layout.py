@@ -50,6 +50,7 @@ class Layout:
     gradients: Gradients
     copies_of: dict[str, RankSet]
     transport: Transport | None
+    patient: dist.ProcessGroup | None
 
     @property
     def pipeline_rank(self) -> int:
@@ -94,12 +95,14 @@ def build(
     config: Config,
     process: Process,
     device: torch.device,
+    patient: dist.ProcessGroup | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Layout:
     """Make the process groups and this rank's part of the model, with its initial weights.
 
     Collective: every rank of the world must call it. The world's group exists if there is one.
-    progress(done, total): bytes that this rank has read of model.init_from. Raises CheckpointError
+    patient: group to wait in for ranks that read or save weights (see `together`). progress(done,
+    total): bytes that this rank has read of model.init_from. Raises CheckpointError
     where that cannot be read or is no such model.
     """
     mesh = mesh_of(config)
@@ -119,31 +122,37 @@ def build(
         {stage for _, stage in schedule.stages_of(place.pipeline)},
         _dispatcher(config, mesh, rank, timeout),
     ).to(device=device, dtype=DTYPES[config.run.dtype])
-    together(lambda: _initial_weights(part, config, place.expert, progress))
-
     parameters = dict(part.named_parameters())
     copies_of = {
         name: copies(parts.home(name), mesh, schedule.placement, place.expert)
         for name in parameters
     }
+    compare = all(copies_of[name][0] == rank for name in parameters if "eh_proj" in name)
+    together(lambda: _initial_weights(part, config, place.expert, compare, progress), patient)
+
     gradients = Gradients(parameters, copies_of, groups, rank)
     layout = Layout(
-        config, process, device, mesh, schedule, parts, part, gradients, copies_of, None
+        config, process, device, mesh, schedule, parts, part, gradients, copies_of, None, patient
     )
     layout.transport = _transport(layout, timeout)
     return layout
 
 
 def _initial_weights(
-    part: ModelPart, config: Config, expert_rank: int, progress: Callable[[int, int], None]
+    part: ModelPart,
+    config: Config,
+    expert_rank: int,
+    compare: bool,
+    progress: Callable[[int, int], None],
 ) -> None:
+    """Random weights, or those of model.init_from; compare: see load_part."""
     model = config.model
     if model.init_from is None:
         initialise(part, expert_rank, config.run.seed, model.init_std)
         return
-    checkpoint = Checkpoint(Path(model.init_from))
+    checkpoint = Checkpoint(Path(model.init_from).expanduser())
     require_model(checkpoint, model)
-    load_part(part, model, checkpoint, expert_rank, progress)
+    load_part(part, model, checkpoint, expert_rank, compare, progress)
 
 
 def _dispatcher(config: Config, mesh: Mesh, rank: int, timeout: timedelta) -> Dispatcher:

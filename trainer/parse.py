@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -58,10 +58,25 @@ def _config_files(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as it is read everywhere, but a key that stands twice is an error: the last would win
+    without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for node_of_key, _ in node.value:
+            key = self.construct_object(node_of_key)
+            if key in seen:
+                line = node_of_key.start_mark.line + 1
+                raise yaml.YAMLError(f"in line {line}, {key} stands there a second time")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _check_file(path: str) -> None:
     """Raise ConfigError unless a config file is sections of keys; their values come later."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

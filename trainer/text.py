@@ -15,6 +15,7 @@ from trainer.data.corpus import Split, load_corpus, split_corpus
 from trainer.data.errors import DataError
 from trainer.data.file_tokenizer import load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
+from trainer.hf.companions import tokenizer_of_run
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class Text:
 def load_text(config: Config) -> Text:
     """Read and split the corpus of `config`. Raises DataError, in one line, where that fails."""
     data, lookahead = config.data, config.model.mtp.depth
-    tokenizer = load_tokenizer(data.tokenizer)
+    path = tokenizer_of_run(config)
+    tokenizer = load_tokenizer(path)
     if tokenizer.vocabulary_size > config.model.vocab_size:  # before the text, which may be long
         raise DataError(
             f"model.vocab_size = {config.model.vocab_size} is less than the "
-            f"{tokenizer.vocabulary_size} tokens of data.tokenizer = {data.tokenizer}: set "
-            f"model.vocab_size to {tokenizer.vocabulary_size} or more"
+            f"{tokenizer.vocabulary_size} tokens of the tokenizer, {path or 'bytes'}: set "
+            f"model.vocab_size to {tokenizer.vocabulary_size} or more, or data.tokenizer"
         )
     corpus = load_corpus(data.path, data.text_field, tokenizer)
     training, validation = split_corpus(corpus, data.validation_fraction, config.run.seed)

@@ -10,15 +10,10 @@ from pathlib import Path
 
 from parallel.mesh import Mesh
 from parallel.pipeline.schedule import ScheduleError
-from trainer.config import Config
+from trainer.config import Config, ModelConfig
 from trainer.errors import ConfigError
-from trainer.hf.architecture import (
-    CONFIG_FILE,
-    differences,
-    model_from_hf,
-    not_representable,
-    read_hf_config,
-)
+from trainer.hf.architecture import CONFIG_FILE, differences, model_from_hf, read_hf_config
+from trainer.hf.config_json import not_representable
 from trainer.schedule import schedule_of
 
 
@@ -35,7 +30,9 @@ def mesh_of(config: Config) -> Mesh:
 def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _out_of_range(config)
     yield from _mesh_problems(config, world_size)
-    yield from _model_problems(config)
+    yield from model_problems(config.model)
+    if config.model.vocab_size < 257 and not (config.data.tokenizer or config.model.init_from):
+        yield f"model.vocab_size must be at least 257 for bytes, got {config.model.vocab_size}"
     yield from _checkpoint_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _pipeline_problems(config)
@@ -44,6 +41,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
 _POSITIVE = [
     "run.steps",
     "run.timeout",
+    "run.io_timeout",
     "mesh.pipeline",
     "mesh.expert",
     "mesh.expert_data",
@@ -120,8 +118,9 @@ def _out_of_range(config: Config) -> Iterator[str]:
         )
     if config.run.seed >= 2**63:
         yield f"run.seed must be less than 2^63, got {config.run.seed}"
-    if config.run.timeout > 1e6:
-        yield f"run.timeout must be at most 1e6 seconds, got {config.run.timeout}"
+    for key in ("run.timeout", "run.io_timeout"):
+        if (seconds := _value(config, key)) is not None and seconds > 1e6:
+            yield f"{key} must be at most 1e6 seconds, got {seconds}"
     if config.optimizer.min_lr_ratio > 1:
         yield f"optimizer.min_lr_ratio must be at most 1, got {config.optimizer.min_lr_ratio}"
 
@@ -143,8 +142,9 @@ def _mesh_problems(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
-def _model_problems(config: Config) -> Iterator[str]:
-    model, attention, moe = config.model, config.model.attention, config.model.moe
+def model_problems(model: ModelConfig) -> Iterator[str]:
+    """What is wrong with an architecture, each problem one line."""
+    attention, moe = model.attention, model.moe
     if attention.rope_head_dim % 2:
         yield f"model.attention.rope_head_dim must be even, got {attention.rope_head_dim}"
     if not attention.rope_theta > 1:
@@ -172,8 +172,6 @@ def _model_problems(config: Config) -> Iterator[str]:
             f"model.moe.top_k = {moe.top_k} is more than the {reachable} experts that a token may "
             f"choose from: lower it, or raise model.moe.top_groups or model.moe.experts"
         )
-    if config.data.tokenizer is None and model.vocab_size < 257:
-        yield f"model.vocab_size must be at least 257 for bytes, got {model.vocab_size}"
 
 
 def _checkpoint_problems(config: Config) -> Iterator[str]:
@@ -183,7 +181,11 @@ def _checkpoint_problems(config: Config) -> Iterator[str]:
         yield f"{reason}; set checkpoint.export_hf to false to train without saving weights"
     if model.init_from is None:
         return
-    folder = Path(model.init_from)
+    folder = Path(model.init_from).expanduser()
+    run = Path(config.run.dir) / config.run.name
+    for key, path in (("model.init_from", folder), ("data.tokenizer", config.data.tokenizer)):
+        if path is not None and Path(path).expanduser().resolve().is_relative_to(run.resolve()):
+            yield f"{key} is {path}, in the folder of this run, which it replaces: set run.name"
     theirs = model_from_hf(read_hf_config(folder), str(folder / CONFIG_FILE))
     for key, mine, other in differences(model, theirs):
         yield (

@@ -41,8 +41,8 @@ def as_json(made: Answer, plain: Answer | None) -> dict[str, Any]:
 
 def in_words(made: Answer, plain: Answer | None) -> str:
     """One line."""
-    words = [f"prompt of {made.prompt_tokens} tokens in {made.prompt_seconds:.2f} s"]
-    words.append(f"{len(made.tokens)} new tokens{', ended by itself' * made.ended}")
+    words = [f"prompt of {_tokens(made.prompt_tokens)} in {made.prompt_seconds:.2f} s"]
+    words.append(f"{_tokens(len(made.tokens), 'new ')}{', ended by itself' * made.ended}")
     if (rate := made.tokens_per_second()) is not None:
         words.append(f"{rate:,.1f} tokens/s")
     if made.counts.offered:
@@ -54,6 +54,10 @@ def in_words(made: Answer, plain: Answer | None) -> str:
         words.append(f"plain decoding gave the same tokens at {rate:,.1f} tokens/s")
         words.append(f"speed-up {_speed_up(made, plain):.2f}")
     return "; ".join(words)
+
+
+def _tokens(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}token{'s' * (count != 1)}"
 
 
 def _speed_up(made: Answer, plain: Answer) -> float | None:

@@ -79,9 +79,9 @@ def speculate(model: CachedModel, prompt: Sequence[int], counts: Counts) -> Iter
         choices = logits_TV.argmax(-1).tolist()
         held = _leading_equal(drafts, choices)
         tie = _first_tie(logits_TV[: held + 1])
-        _count(counts, len(drafts), held)
         if tie is not None:
             held = tie
+        _count(counts, len(drafts), held)
         tokens += drafts[:held]
         token = choices[held]
         if tie is not None:

@@ -88,7 +88,7 @@ def load_text_model(
     if not with_mtp:
         model = replace(model, mtp=replace(model.mtp, depth=0))
     part = cached_part(model).to(dtype)
-    load_part(part, model, checkpoint, 0, progress)
+    load_part(part, model, checkpoint, 0, True, progress)
     return _text_model(part, model, chosen, checkpoint)
 
 
@@ -121,6 +121,8 @@ def _text_model(
             "generation_config.json nor config.json has a bos_token_id"
         )
     ends = end if isinstance(end, list) else [] if end is None else [end]
+    if not all(isinstance(token, int) for token in ends):
+        raise CheckpointError(f"{checkpoint.folder}: eos_token_id is {end!r}, must be numbers")
     return TextModel(
         part=part,
         model=model,

@@ -1,4 +1,4 @@
-"""The architecture of a model as our dataclasses and as Hugging Face's config.json, both ways.
+"""The architecture of a model, as our dataclasses, from Hugging Face's config.json.
 
 Keys are those of the released DeepSeek-V3 and DeepSeek-V2 checkpoints, and of what transformers 5
 writes (rope_parameters in place of rope_theta and rope_scaling). No torch in here, so that a config
@@ -15,6 +15,13 @@ from typing import Any
 
 from trainer.config import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
 from trainer.errors import ConfigError
+from trainer.hf.config_types import (
+    OPTIONAL,
+    REQUIRED,
+    YARN_OPTIONAL,
+    YARN_REQUIRED,
+    require_types,
+)
 
 CONFIG_FILE = "config.json"
 FP8_BLOCKS = {
@@ -73,20 +80,19 @@ def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
                 f"{where}: {key} is {config.get(key)!r}, only {' or '.join(map(repr, allowed))} "
                 "is supported"
             )
+    require_types(config, where, REQUIRED, OPTIONAL)
+    if "q_lora_rank" not in config:  # null is none, but nothing means 1536 to transformers
+        raise ConfigError(f"{where}: q_lora_rank is missing")
     quantised = config.get("quantization_config")
-    if quantised and {k: quantised.get(k) for k in _FP8_KEYS} != {
-        k: FP8_BLOCKS[k] for k in _FP8_KEYS
-    }:
+    if quantised and (
+        not isinstance(quantised, dict)
+        or any(quantised.get(key) != FP8_BLOCKS[key] for key in _FP8_KEYS)
+    ):
         raise ConfigError(
             f"{where}: quantization_config {json.dumps(quantised)} is not supported: only fp8 in "
             "blocks of 128 x 128"
         )
-    try:
-        return _model(config, where)
-    except KeyError as error:
-        raise ConfigError(f"{where}: {error.args[0]} is missing") from error
-    except (TypeError, AttributeError) as error:  # a null, a text or a list where a number belongs
-        raise ConfigError(f"{where}: a value is of the wrong type: {error}") from error
+    return _model(config, where)
 
 
 def _model(c: dict[str, Any], where: str) -> ModelConfig:
@@ -125,7 +131,7 @@ def _model(c: dict[str, Any], where: str) -> ModelConfig:
         dim=c["hidden_size"],
         dense_dim=c["intermediate_size"],
         norm_eps=float(c["rms_norm_eps"]),
-        init_std=float(c.get("initializer_range", ModelConfig.init_std)),
+        init_std=float(c.get("initializer_range") or ModelConfig.init_std),
         attention=attention,
         moe=moe,
         mtp=MTPConfig(depth=c.get("num_nextn_predict_layers", c.get("num_mtp_layers")) or 0),
@@ -134,20 +140,25 @@ def _model(c: dict[str, Any], where: str) -> ModelConfig:
 
 def _rope(c: dict[str, Any], where: str) -> tuple[float, YarnConfig]:
     """Base of the rotary frequencies, and YaRN: absent keys mean what they mean to transformers."""
-    scaling = c.get("rope_scaling") or c.get("rope_parameters") or {}
-    theta = float(scaling.get("rope_theta", c.get("rope_theta", AttentionConfig.rope_theta)))
+    key = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
+    scaling = c.get(key) or {}
+    require_types(scaling, f"{where}: {key}", {}, YARN_OPTIONAL)
+    theta = scaling.get("rope_theta") or c.get("rope_theta") or AttentionConfig.rope_theta
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
-        return theta, YarnConfig()
+        return float(theta), YarnConfig()
     unknown = {k for k in ("attention_factor", "partial_rotary_factor") if scaling.get(k)}
     if kind != "yarn" or unknown or not scaling.get("truncate", True):
         raise ConfigError(
             f"{where}: rope scaling {json.dumps(scaling)} is not supported: only type yarn, "
             "without attention_factor and truncate"
         )
-    original = scaling["original_max_position_embeddings"]
-    return theta, YarnConfig(
-        factor=float(scaling.get("factor") or c["max_position_embeddings"] / original),
+    require_types(scaling, f"{where}: {key}", YARN_REQUIRED, YARN_OPTIONAL)
+    original, factor = scaling["original_max_position_embeddings"], scaling.get("factor")
+    if not factor:
+        require_types(c, where, {"max_position_embeddings": (int, 1)}, {})
+    return float(theta), YarnConfig(
+        factor=float(factor or c["max_position_embeddings"] / original),
         original_length=original,
         beta_fast=float(scaling.get("beta_fast") or 32),
         beta_slow=float(scaling.get("beta_slow") or 1),
@@ -185,91 +196,3 @@ def _differences(prefix: str, ours: Any, theirs: Any, skip: set[str]) -> Iterabl
             yield from _differences(f"{key}.", mine, other, skip)
         else:
             yield f"model.{key}", mine, other
-
-
-def not_representable(model: ModelConfig) -> str | None:
-    """Why no config.json says what this model is, or None."""
-    moe = model.moe
-    if moe.score == "softmax" and moe.normalise:
-        return "model.moe.normalise must be false with model.moe.score softmax, as in DeepSeek-V2"
-    if moe.score == "softmax" and moe.bias_gamma:
-        return "model.moe.bias_gamma must be 0 with model.moe.score softmax: V2 has no router bias"
-    if moe.score == "sigmoid" and moe.groups > 1 and moe.experts // moe.groups < 2:
-        return "model.moe.groups must leave at least 2 experts a group, as in DeepSeek-V3"
-    return None
-
-
-def hf_from_model(
-    model: ModelConfig, base: dict[str, Any] | None, dtype: str, sequence_length: int
-) -> dict[str, Any]:
-    """config.json of `model` stored as `dtype` (float32, float64, bfloat16 or fp8).
-
-    base: config.json of the checkpoint that the model was made from; what it says beyond the
-    architecture (special tokens, longest position) is kept. sequence_length: what it was trained
-    on, the longest position where neither a base nor YaRN says another.
-    """
-    v3, moe, attention = model.moe.score == "sigmoid", model.moe, model.attention
-    kept = dict(base or {"bos_token_id": None, "eos_token_id": None})
-    for key in ("rope_parameters", "dtype", "num_mtp_layers", "quantization_config", "auto_map"):
-        kept.pop(key, None)
-    stretched = round(attention.yarn.original_length * attention.yarn.factor)
-    longest = stretched if attention.yarn.factor > 1 else sequence_length
-    config = kept | {
-        "architectures": [f"DeepseekV{3 if v3 else 2}ForCausalLM"],
-        "model_type": f"deepseek_v{3 if v3 else 2}",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.dim,
-        "intermediate_size": model.dense_dim,
-        "num_hidden_layers": model.layers,
-        "num_nextn_predict_layers": model.mtp.depth,
-        "first_k_dense_replace": model.dense_layers,
-        "moe_layer_freq": 1,
-        "n_routed_experts": moe.experts,
-        "n_shared_experts": moe.shared_experts,
-        "num_experts_per_tok": moe.top_k,
-        "n_group": moe.groups,
-        "topk_group": moe.top_groups,
-        "moe_intermediate_size": moe.expert_dim,
-        "scoring_func": moe.score,
-        "topk_method": _topk_method(model),
-        "norm_topk_prob": moe.normalise,
-        "routed_scaling_factor": moe.scale,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.heads,
-        "q_lora_rank": attention.q_lora_rank,
-        "kv_lora_rank": attention.kv_lora_rank,
-        "qk_nope_head_dim": attention.nope_head_dim,
-        "qk_rope_head_dim": attention.rope_head_dim,
-        "v_head_dim": attention.v_head_dim,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "rope_theta": attention.rope_theta,
-        "rope_scaling": _rope_scaling(attention.yarn),
-        "max_position_embeddings": kept.get("max_position_embeddings", longest),
-        "hidden_act": "silu",
-        "rms_norm_eps": model.norm_eps,
-        "initializer_range": model.init_std,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16" if dtype == "fp8" else dtype,
-    }
-    return config | ({"quantization_config": FP8_BLOCKS} if dtype == "fp8" else {})
-
-
-def _topk_method(model: ModelConfig) -> str:
-    if model.moe.score == "sigmoid":
-        return "noaux_tc"
-    return "greedy" if model.moe.groups == 1 else "group_limited_greedy"
-
-
-def _rope_scaling(yarn: YarnConfig) -> dict[str, Any] | None:
-    if yarn.factor == 1:
-        return None
-    return {
-        "type": "yarn",
-        "factor": yarn.factor,
-        "original_max_position_embeddings": yarn.original_length,
-        "beta_fast": yarn.beta_fast,
-        "beta_slow": yarn.beta_slow,
-        "mscale": yarn.mscale,
-        "mscale_all_dim": yarn.mscale_all_dim,
-    }

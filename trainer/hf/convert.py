@@ -24,6 +24,8 @@ from trainer.hf.writer import (
     commit,
     copy_file,
     discard,
+    leftover,
+    scratch,
     write_index,
     write_json,
     write_shard,
@@ -37,13 +39,17 @@ def require_place(plan: Plan, target: Path, overwrite: bool) -> None:
     source, target = plan.source.folder.resolve(), target.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise CheckpointError(f"{target}: must lie outside of the source, {source}")
+    if scratch(target) in (source, *source.parents):
+        raise CheckpointError(
+            f"{source}: lies in {scratch(target)}, which is for writing {target}: move it first"
+        )
     if os.path.lexists(target):
         if not (target / CONFIG_FILE).is_file():
             raise CheckpointError(f"{target}: exists and is no checkpoint: choose another folder")
         if not overwrite:
             raise CheckpointError(f"{target}: exists: choose another, or replace it by --overwrite")
     disk = next(parent for parent in target.parents if parent.exists())
-    free = shutil.disk_usage(disk).free
+    free = shutil.disk_usage(disk).free + leftover(target)
     if free < plan.nbytes:
         raise CheckpointError(
             f"{target}: needs {plan.nbytes / 1e9:,.1f} GB, {disk} has {free / 1e9:,.1f} GB left: "
@@ -55,27 +61,29 @@ def convert(plan: Plan, target: Path, progress: Callable[[int, int], None]) -> N
     """Write what was planned to the folder `target`, replacing what is there.
 
     progress(done, total): bytes of the tensors that have been converted or copied. Whatever ends
-    this early, Ctrl-C too, leaves `target` as it was; a kill leaves TARGET.partial besides. Raises
-    CheckpointError.
+    this early, Ctrl-C too, leaves `target` as it was or, in the last moment, the new one, and
+    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also where another
+    process is writing `target`.
     """
     target = target.resolve()
-    partial = begin(target)
-    done = 0
+    done, total = 0, plan.nbytes
+    unchanged = _unchanged_files(plan)
 
     def advance(size: int) -> None:
         nonlocal done
-        progress(done := done + size, plan.nbytes)
+        progress(done := done + size, total)
 
+    partial = begin(target)
     try:
         for file, names in plan.by_file().items():
-            if _is_unchanged(plan, file):
+            if file in unchanged:
                 copy_file(plan.source.folder / file, partial / file)
                 advance(sum(plan.tensors[name].nbytes for name in names))
             else:
                 write_shard(partial / file, _tensors(plan, file, names, advance))
         for path in [*tokenizer_files(plan.source.folder), *_licences(plan.source.folder)]:
             copy_file(path, partial / path.name)
-        _write_index(plan, partial)
+        _write_index(plan, partial, unchanged)
         _write_config(plan, partial)  # last: what has none does not look like a checkpoint
         commit(partial, target)
     except BaseException:
@@ -83,16 +91,14 @@ def convert(plan: Plan, target: Path, progress: Callable[[int, int], None]) -> N
         raise
 
 
-def _is_unchanged(plan: Plan, file: str | None = None) -> bool:
-    """Whether one file of the target, or all, hold what they hold in the source."""
+def _unchanged_files(plan: Plan) -> set[str]:
+    """The files of the target that hold what they hold in the source."""
     source = plan.source
-    files = [
-        {name: where for name, where in each.items() if file in (None, where)}
-        for each in (source.files, plan.files)
-    ]
-    return files[0] == files[1] and all(
-        source.stored(name) == plan.tensors[name] for name in files[0]
-    )
+    changed = {file for name, file in source.files.items() if plan.files.get(name) != file}
+    for name, file in plan.files.items():
+        if source.files.get(name) != file or source.stored(name) != plan.tensors[name]:
+            changed.add(file)
+    return set(plan.files.values()) - changed
 
 
 def _tensors(
@@ -129,11 +135,11 @@ def _licences(folder: Path) -> list[Path]:
     return sorted(path for pattern in _LICENCES for path in folder.glob(pattern) if path.is_file())
 
 
-def _write_index(plan: Plan, partial: Path) -> None:
+def _write_index(plan: Plan, partial: Path, unchanged: set[str]) -> None:
     source = plan.source
     if not (source.folder / INDEX).exists():
         return
-    if _is_unchanged(plan):
+    if unchanged == {*source.files.values(), *plan.files.values()}:
         copy_file(source.folder / INDEX, partial / INDEX)
         return
     more = {k: v for k, v in source.metadata.items() if k not in ("total_size", SCALE_FILES)}

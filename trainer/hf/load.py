@@ -39,11 +39,14 @@ def load_part(
     model: ModelConfig,
     checkpoint: Checkpoint,
     expert_rank: int,
+    compare: bool,
     progress: Callable[[int, int], None],
 ) -> None:
     """Copy the checkpoint's weights and router biases into `part`, one tensor after the other.
 
-    `require_model` must have passed. progress(done, total): bytes read of those this rank reads.
+    `require_model` must have passed. compare: whether to hold the copies that MTP modules have of
+    embedding and head against the model's; one rank of those with MTP is enough, they are large.
+    progress(done, total): bytes read of those this rank reads.
     Raises CheckpointError for a file that cannot be read, and where an MTP module's own copy of
     the embedding or the head is another tensor than the model's.
     """
@@ -54,7 +57,8 @@ def load_part(
     else:
         for bias in biases.values():
             bias.zero_()
-    copies = {copy: of for copy, of in mtp_copies(model).items() if _module_of(copy) in targets}
+    copies = mtp_copies(model) if compare else {}
+    copies = {copy: of for copy, of in copies.items() if _module_of(copy) in targets}
     total = sum(map(checkpoint.nbytes, [*targets, *copies]))
     done = 0
     for name, target in targets.items():

@@ -9,11 +9,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from trainer.config import ModelConfig
+from trainer.errors import ConfigError
 from trainer.hf.architecture import CONFIG_FILE, FP8_BLOCKS, model_from_hf, with_mtp_of
 from trainer.hf.blocks import SCALE_SUFFIX, scale_shape
 from trainer.hf.encode import StorageType, stored_dtype
 from trainer.hf.reader import SCALE_FILES, Checkpoint, Stored
 from trainer.model.named import released_shapes
+from trainer.validate import model_problems
 
 Choice: TypeAlias = StorageType | Literal["keep"]
 _FP8 = torch.float8_e4m3fn
@@ -50,8 +52,16 @@ def checked_model(source: Checkpoint) -> ModelConfig:
     It has the MTP modules that are there. Raises ConfigError for a config.json that is not
     supported, CheckpointError for a tensor that is missing, too many, or not what it should be.
     """
-    model = model_from_hf(source.config, str(source.folder / CONFIG_FILE))
-    model = with_mtp_of(model, source.names())
+    where = str(source.folder / CONFIG_FILE)
+    model = with_mtp_of(model_from_hf(source.config, where), source.names())
+    experts = (model.layers - model.dense_layers) * model.moe.experts
+    if max(model.layers, experts) > len(source.names()):  # before a model of that size is built
+        raise ConfigError(
+            f"{where}: num_hidden_layers {model.layers} and n_routed_experts {model.moe.experts} "
+            f"are more than the {len(source.names())} tensors of the checkpoint can be"
+        )
+    for problem in model_problems(model):
+        raise ConfigError(f"{where}: {problem}")
     shapes = released_shapes(model)
     source.require(shapes)
     source.require_nothing_else(shapes)

@@ -79,11 +79,11 @@ class Checkpoint:
         elif not (folder / SINGLE).exists():
             raise CheckpointError(_no_weights(folder))
         self._stored: dict[str, Stored] = {}
+        indexed = bool(self.files)
         for file in self.shards() or [SINGLE]:
-            self._read_header(file)
+            self._read_header(file, indexed)
 
-    def _read_header(self, file: str) -> None:
-        indexed = (self.folder / INDEX).exists()
+    def _read_header(self, file: str, indexed: bool) -> None:
         with _opened(self.folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if not indexed:
@@ -198,7 +198,7 @@ def _words(dtype: torch.dtype) -> str:
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; whatever goes wrong with it becomes one line that names it."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+        raise CheckpointError(f"{path}: there is no such file: fetch it")
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
@@ -215,7 +215,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # JSON and Unicode errors
-        raise CheckpointError(f"{path}: is not JSON: {error}") from error
+        raise CheckpointError(f"{path}: is not JSON: {error}: fetch it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must be a JSON object")
     return value

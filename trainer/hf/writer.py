@@ -1,6 +1,7 @@
 """Writing a checkpoint in the Hugging Face layout, so that a folder with its name is always whole.
 
-`begin` makes FOLDER.partial, the caller fills it, `commit` gives it its name.
+`begin` locks a hidden folder beside it, .FOLDER.tandem, and makes `new` in there; the caller fills
+that, `commit` gives it its name.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.hf.errors import CheckpointError
+from trainer.hf.folder_lock import held, lock, release
 from trainer.hf.reader import INDEX
 
 SHARD_BYTES = 5 * 10**9
+_SUFFIX = ".tandem"
+_NEW, _OLD, _LOCK = "new", "old", "lock"  # in .FOLDER.tandem
 
 
 def split_into_shards(sizes: Mapping[str, int], limit: int = SHARD_BYTES) -> list[list[str]]:
@@ -70,6 +74,13 @@ def write_index(
     write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(files)})
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, and see it on the disk. Raises CheckpointError."""
+    with saying(path):
+        path.write_bytes(content)
+        _sync(path)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file as it is, and see it on the disk. Raises CheckpointError."""
     with saying(target):
@@ -77,38 +88,82 @@ def copy_file(source: Path, target: Path) -> None:
         _sync(target)
 
 
+def scratch(folder: Path) -> Path:
+    """The hidden folder beside `folder` in which its next content is written."""
+    return folder.with_name(f".{folder.name}{_SUFFIX}")
+
+
 def begin(folder: Path) -> Path:
-    """Make FOLDER.partial, empty, and return it. Raises CheckpointError."""
-    partial, old = _partial(folder), _old(folder)
+    """Make an empty folder, in `scratch(folder)`, that `commit` will call `folder`; return it.
+
+    Nobody else can begin until this process has committed, discarded or ended: `discard` whatever
+    goes wrong. What a killed process left is cleared away, the folder that it was replacing put
+    back. Raises CheckpointError.
+    """
+    partial = scratch(folder) / _NEW
     with saying(folder):
-        if old.exists():  # a commit that was killed between its renames, or behind them
-            shutil.rmtree(old) if folder.exists() else old.rename(folder)
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        lock(partial.with_name(_LOCK), folder)
+        try:
+            _settle(partial, folder)
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir()
+        except BaseException:
+            discard(partial)
+            raise
     return partial
 
 
 def commit(partial: Path, folder: Path) -> None:
     """Give a whole folder its name, in place of an older one. Raises CheckpointError.
 
-    A kill at any moment leaves a whole folder, the old or the new; if it comes between the two
-    renames, the old one is FOLDER.old, and the next `begin` brings it back.
+    Whatever ends this early leaves one whole folder, the old or the new. If that is between the two
+    renames, the old one is in `scratch(folder)`: `discard` puts it back, the next `begin` does
+    after a kill. An error behind them says that the new one has its place.
     """
-    old = _old(folder)
     with saying(folder):
         _sync(partial)
-        if folder.exists():
-            folder.rename(old)
+        if os.path.lexists(folder):
+            folder.rename(partial.with_name(_OLD))
         partial.rename(folder)
+    try:
         _sync(folder.parent)
-        if old.exists():
-            shutil.rmtree(old)
+        _settle(partial, folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: is written and whole, but clearing up behind it failed: {error}: "
+            f"remove {partial.parent}"
+        ) from error
+    discard(partial)
 
 
 def discard(partial: Path) -> None:
-    """Remove what was begun and cannot be finished."""
-    shutil.rmtree(partial, ignore_errors=True)
+    """End what `begin` began in this process: remove what has not been committed, and put back what
+    it was to replace. Does nothing where that has been done.
+
+    Raises CheckpointError if the old folder cannot be put back.
+    """
+    handle = held(partial.with_name(_LOCK))
+    if handle is None:
+        return
+    folder = partial.parent.with_name(partial.parent.name[1:].removesuffix(_SUFFIX))
+    try:
+        _settle(partial, folder)
+    except OSError as error:
+        if not os.path.lexists(folder):
+            old = partial.with_name(_OLD)
+            raise CheckpointError(
+                f"{folder}: is gone, rename {old} to it: {error.strerror or error}"
+            ) from error
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        release(partial.with_name(_LOCK), handle)
+
+
+def leftover(folder: Path) -> int:
+    """Bytes that `begin` will clear away."""
+    return sum(path.stat().st_size for path in (scratch(folder) / _NEW).glob("*"))
 
 
 @contextmanager
@@ -122,12 +177,19 @@ def saying(path: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+def _settle(partial: Path, folder: Path) -> None:
+    """Remove the old folder if the new one is in its place, else put it back."""
+    old = partial.with_name(_OLD)
+    if not os.path.lexists(old):
+        return
+    if not os.path.lexists(folder):
+        old.rename(folder)
+    elif partial.exists():  # not committed: someone else has made `folder` since
+        raise CheckpointError(f"{folder}: is there again, and what it was is {old}: remove one")
+    elif old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old)
 
 
 def _sync(path: Path) -> None:
