@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.synthetic_checkpoint import TOY, TOY_SHARD, make_checkpoint
 from trainer.hf import writer
 from trainer.hf.errors import CheckpointError
+from trainer.hf.output_folder import OutputFolder, scratch
 from trainer.hf.reader import INDEX, SINGLE, Checkpoint
 
 FP8 = torch.float8_e4m3fn
@@ -230,14 +231,11 @@ def test_shards_are_filled_in_order() -> None:
 
 
 def write(folder: Path, value: float) -> None:
-    partial = writer.begin(folder)
-    try:
-        writer.write_shard(partial / FIRST, {"a": torch.full((3,), value)})
-        writer.write_index(partial, {"a": FIRST}, 12)
-        writer.write_json(partial / "config.json", {})
-        writer.commit(partial, folder)
-    finally:
-        writer.discard(partial)
+    with OutputFolder(folder) as output:
+        writer.write_shard(output.partial / FIRST, {"a": torch.full((3,), value)})
+        writer.write_index(output.partial, {"a": FIRST}, 12)
+        writer.write_json(output.partial / "config.json", {})
+        output.commit()
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
@@ -269,12 +267,12 @@ ENDS = {
 }
 
 
-def replace_until(folder: Path, end: str, stop: Callable[[], object]) -> Path:
+def replace_until(folder: Path, end: str, stop: Callable[[], object]) -> OutputFolder:
     """Replace `folder` until stop() is called at this step; what was begun."""
     name, calls, behind, _ = ENDS[end]
-    partial = writer.begin(folder)
-    writer.write_shard(partial / SINGLE, {"b": torch.zeros(1)})
-    writer.write_json(partial / "config.json", {})
+    output = OutputFolder(folder)
+    writer.write_shard(output.partial / SINGLE, {"b": torch.zeros(1)})
+    writer.write_json(output.partial / "config.json", {})
     owner = Path if name == "rename" else shutil
     real: Callable[..., object] = getattr(owner, name)
 
@@ -291,9 +289,9 @@ def replace_until(folder: Path, end: str, stop: Callable[[], object]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, counted)
         try:
-            writer.commit(partial, folder)
+            output.commit()
         except KeyboardInterrupt:
-            return partial
+            return output
     raise AssertionError("nothing ended it")
 
 
@@ -307,7 +305,7 @@ def test_an_interruption_of_replacing_leaves_a_whole_folder_and_nothing_else(
 ) -> None:
     folder = tmp_path / "checkpoint"
     write(folder, 1.0)
-    writer.discard(replace_until(folder, end, interrupt))
+    replace_until(folder, end, interrupt).discard()
     assert Checkpoint(folder).names() == [ENDS[end][3]] and names(tmp_path) == ["checkpoint"]
     write(folder, 2.0)
 
@@ -326,9 +324,9 @@ def test_a_kill_while_replacing_leaves_what_the_next_begin_puts_right(
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     wanted = [ENDS[end][3]]
-    place = folder if folder.exists() else writer.scratch(folder) / "old"
+    place = folder if folder.exists() else scratch(folder) / "old"
     assert Checkpoint(place).names() == wanted
-    writer.discard(writer.begin(folder))
+    OutputFolder(folder).discard()
     assert Checkpoint(folder).names() == wanted and names(tmp_path) == ["checkpoint"]
 
 
@@ -352,28 +350,29 @@ def test_an_old_folder_that_cannot_be_removed_is_no_failure_to_write(
 
 def test_only_one_writes_a_folder_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    partial = writer.begin(folder)
-    writer.write_json(partial / "config.json", {})
+    output = OutputFolder(folder)
+    writer.write_json(output.partial / "config.json", {})
     with pytest.raises(CheckpointError) as caught:
-        writer.begin(folder)
+        OutputFolder(folder)
     assert_says(caught.value, [f"{folder}: is being written by process {os.getpid()} on "])
-    writer.discard(writer.begin(tmp_path / "other"))
-    writer.write_shard(partial / SINGLE, {"a": torch.zeros(1)})
-    writer.commit(partial, folder)
+    OutputFolder(tmp_path / "other").discard()
+    writer.write_shard(output.partial / SINGLE, {"a": torch.zeros(1)})
+    output.commit()
     assert names(folder) == ["config.json", SINGLE] and names(tmp_path) == ["checkpoint"]
     # Who has committed and discards behind that, as callers do, discards nothing of the next one.
     child = os.fork()
     if child == 0:
         try:
-            writer.write_json(writer.begin(folder) / "config.json", {"of": "child"})
+            begun = OutputFolder(folder)  # a name, so that it stays locked
+            writer.write_json(begun.partial / "config.json", {"of": "child"})
             os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(1)
     os.waitpid(child, os.WUNTRACED)
-    writer.discard(partial)
-    assert (partial / "config.json").exists()
+    output.discard()
+    assert (output.partial / "config.json").exists()
     with pytest.raises(CheckpointError, match=f"process {child} on"):
-        writer.begin(folder)
+        OutputFolder(folder)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     write(folder, 1.0)
@@ -384,24 +383,26 @@ def test_what_came_between_is_not_removed(tmp_path: Path) -> None:
     """Someone else makes the folder between the renames of a writer that is killed there."""
     folder = tmp_path / "checkpoint"
     write(folder, 1.0)
-    old, new = (writer.scratch(folder) / name for name in ("old", "new"))
+    old, new = (scratch(folder) / name for name in ("old", "new"))
     new.mkdir(parents=True)
     shutil.copytree(folder, old)
     with pytest.raises(CheckpointError, match="is there again"):
-        writer.begin(folder)
+        OutputFolder(folder)
     assert Checkpoint(folder).names() == Checkpoint(old).names() == ["a"]
     shutil.rmtree(folder)
-    writer.discard(writer.begin(folder))
+    OutputFolder(folder).discard()
     assert Checkpoint(folder).names() == ["a"] and names(tmp_path) == ["checkpoint"]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    gone = OutputFolder(tmp_path / "gone")
+    gone.partial.rmdir()
     for action in (
-        lambda: writer.begin(tmp_path / "file" / "checkpoint"),
+        lambda: OutputFolder(tmp_path / "file" / "checkpoint"),
         lambda: writer.write_shard(tmp_path / "nowhere" / FIRST, {"a": torch.zeros(1)}),
         lambda: writer.write_index(tmp_path / "nowhere", {}, 0),
-        lambda: writer.commit(tmp_path / "nowhere.partial", tmp_path / "nowhere"),
+        gone.commit,
         lambda: writer.copy_file(tmp_path / "file", tmp_path / "nowhere" / "file"),
     ):
         with pytest.raises(CheckpointError, match="cannot write") as caught:

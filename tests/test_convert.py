@@ -25,9 +25,9 @@ from tests.commands import ROOT
 from tests.synthetic_checkpoint import TOY, TOY_SHARD, make_checkpoint, tensors_of
 from trainer.hf.architecture import model_from_hf
 from trainer.hf.convert import convert
+from trainer.hf.output_folder import OutputFolder, scratch
 from trainer.hf.plan import make_plan
 from trainer.hf.reader import INDEX, Checkpoint, Stored
-from trainer.hf.writer import begin, discard, scratch
 from trainer.parse import config_parser, parse
 
 FP8 = torch.float8_e4m3fn
@@ -242,13 +242,13 @@ def test_folders_of_other_people_are_not_touched(source: Path, tmp_path: Path) -
 def test_a_second_conversion_to_a_place_is_refused(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = begin(tmp_path / "target")
-    (first / "half.safetensors").write_text("")
+    first = OutputFolder(tmp_path / "target")
+    (first.partial / "half.safetensors").write_text("")
     assert main([str(source), str(tmp_path / "target")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "is being written by process" in line and str(tmp_path / "target") in line
-    assert (first / "half.safetensors").exists()
-    discard(first)
+    assert (first.partial / "half.safetensors").exists()
+    first.discard()
     run(source, tmp_path / "target")
 
 

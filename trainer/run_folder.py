@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from trainer.errors import RunError
+from trainer.folder_lock import FolderLock, LockedError
 
 LOCK = ".lock"
 
@@ -31,12 +29,11 @@ class RunFolder:
         self.path = path
         with _saying(f"run.dir: cannot make {path}"):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = open(path / LOCK, "w")  # noqa: SIM115 (held for the run)
+            (path / LOCK).touch()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunError(f"run.dir: cannot lock {path / LOCK}: {error.strerror}") from error
+            with _saying(f"run.dir: cannot lock {path / LOCK}"):
+                self._lock = FolderLock(path / LOCK)
+        except LockedError as error:
             raise RunError(
                 f"run.name: the run folder {path} is in use by a run that is going on: choose "
                 "another run.name"

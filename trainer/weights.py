@@ -8,6 +8,7 @@ held at a time. All ranks must see one file system.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,10 +22,8 @@ from trainer.hf.companions import Companions
 from trainer.hf.config_json import hf_from_model
 from trainer.hf.encode import encode, stored_bytes, stored_dtype
 from trainer.hf.errors import CheckpointError
+from trainer.hf.output_folder import OutputFolder
 from trainer.hf.writer import (
-    begin,
-    commit,
-    discard,
     shard_file,
     split_into_shards,
     write_bytes,
@@ -64,7 +63,9 @@ def save_checkpoint(
     shards = [shard for shards in everyone for shard in shards]
     first = sum(map(len, everyone[:rank])) + 1
     files = {shard_file(first + here, len(shards)): names for here, names in enumerate(mine)}
-    partial: Path | None = None
+
+    def begin() -> AbstractContextManager[OutputFolder | None]:
+        return OutputFolder(folder) if rank == 0 else nullcontext()
 
     def write_shards(partial: Path) -> None:
         done, total = 0, sum(sizes.values())
@@ -81,16 +82,13 @@ def save_checkpoint(
             _write_beside(partial, layout.config, companions, shards)
 
     try:
-        begun = together(lambda: begin(folder) if rank == 0 else None, layout.patient)
-        partial = here = gather(begun)[0]
-        together(lambda: write_shards(here), layout.patient)
-        together(lambda: write_beside(here), layout.patient)
-        together(lambda: commit(here, folder) if rank == 0 else None, layout.patient)
+        with together(begin, layout.patient) as output:
+            partial: Path = gather(output.partial if output else None)[0]
+            together(lambda: write_shards(partial), layout.patient)
+            together(lambda: write_beside(partial), layout.patient)
+            together(lambda: output.commit() if output else None, layout.patient)
     except PeerError as error:
         raise CheckpointError(f"cannot save the weights to {folder}: {error}") from error
-    finally:
-        if rank == 0 and partial is not None:
-            discard(partial)
 
 
 def owned_tensors(layout: Layout) -> dict[str, Tensor]:

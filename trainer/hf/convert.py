@@ -17,15 +17,11 @@ from trainer.hf.architecture import CONFIG_FILE
 from trainer.hf.blocks import SCALE_SUFFIX, quantise
 from trainer.hf.companions import tokenizer_files
 from trainer.hf.errors import CheckpointError
+from trainer.hf.output_folder import OutputFolder, leftover, scratch
 from trainer.hf.plan import Plan
 from trainer.hf.reader import INDEX, SCALE_FILES, Checkpoint
 from trainer.hf.writer import (
-    begin,
-    commit,
     copy_file,
-    discard,
-    leftover,
-    scratch,
     write_index,
     write_json,
     write_shard,
@@ -73,8 +69,8 @@ def convert(plan: Plan, target: Path, progress: Callable[[int, int], None]) -> N
         nonlocal done
         progress(done := done + size, total)
 
-    partial = begin(target)
-    try:
+    with OutputFolder(target) as output:
+        partial = output.partial
         for file, names in plan.by_file().items():
             if file in unchanged:
                 copy_file(plan.source.folder / file, partial / file)
@@ -85,10 +81,7 @@ def convert(plan: Plan, target: Path, progress: Callable[[int, int], None]) -> N
             copy_file(path, partial / path.name)
         _write_index(plan, partial, unchanged)
         _write_config(plan, partial)  # last: what has none does not look like a checkpoint
-        commit(partial, target)
-    except BaseException:
-        discard(partial)
-        raise
+        output.commit()
 
 
 def _unchanged_files(plan: Plan) -> set[str]:
