@@ -111,7 +111,9 @@ def test_a_run_does_not_start_from_what_it_replaces(tmp_path: Path) -> None:
 def test_a_run_with_its_own_tokenizer_can_be_gone_on_with(tmp_path: Path) -> None:
     """The whole way: train on a tokenizer file, start again from the weights, generate."""
     _bpe(tmp_path / "tokens", "<end>", "mine.json")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, then on the hat\n" * 500)
     tiny = ("--config", TINY, "--mesh.expert", "1", "--run.steps", "1", "--model.vocab_size", "280")
+    tiny += ("--data.path", "text.txt")
     code, out, err = finish(start(tmp_path, *tiny, "--data.tokenizer", "tokens/mine.json"))
     assert code == 0 and "tokens to train on" in out and "bigram" not in out, err
     again = ("--model.init_from", "runs/tiny/weights", "--run.name", "again")

@@ -234,7 +234,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(
         finish(start(tmp_path, str(source), "--print-config", script="launch/convert.py"))[1]
     )
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, then on the hat\n" * 500)
     base = ("--config", "m.yaml", "--run.steps", "1", "--mesh.expert", "2")
+    base += ("--data.path", "text.txt")
 
     def refused(*arguments: str) -> str:
         code, _, err = finish(start(tmp_path, *base, *arguments, processes=2))
