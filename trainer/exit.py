@@ -49,7 +49,7 @@ def run_guarded(command: Callable[[StopRequest], None], prog: str) -> NoReturn:
         code = 128 + stopped.signal
         if rank == 0:
             print(f"{prog}: {stopped}", file=sys.stderr)
-    except (RunError, DataError, PeerError, DeviceError) as error:
+    except (ConfigError, RunError, DataError, PeerError, DeviceError) as error:
         if rank == 0 or not stop.wait(_SILENCE):
             print(f"{prog}: {error}", file=sys.stderr)
     except BaseException as error:
