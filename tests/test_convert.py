@@ -1,16 +1,10 @@
-"""Conversion of checkpoints: what comes out, and that nothing does when something is wrong."""
+"""Conversion of checkpoints: what comes out, and what is said of a source that is wrong."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,44 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from launch import convert as command
 from launch.convert import main
-from tests.commands import ROOT
-from tests.synthetic_checkpoint import TOY, TOY_SHARD, make_checkpoint, tensors_of
+from tests.conversions import EXPERT, digests, run
+from tests.synthetic_checkpoint import TOY, tensors_of
 from trainer.hf.architecture import model_from_hf
 from trainer.hf.convert import convert
-from trainer.hf.output_folder import OutputFolder, scratch
 from trainer.hf.plan import make_plan
 from trainer.hf.reader import INDEX, Checkpoint, Stored
 from trainer.parse import config_parser, parse
 
 FP8 = torch.float8_e4m3fn
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As released, in fp8."""
-    folder = tmp_path_factory.mktemp("synthetic") / "released"
-    make_checkpoint(folder, TOY, TOY_SHARD)
-    return folder
-
-
-@pytest.fixture
-def source(released: Path, tmp_path: Path) -> Path:
-    """A copy to be changed."""
-    return Path(shutil.copytree(released, tmp_path / "source"))
-
-
-def run(*arguments: object) -> None:
-    assert main([str(argument) for argument in arguments]) == 0
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.iterdir()
-        if path.suffix != ".py"
-    }
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
@@ -158,7 +124,6 @@ def rewrite(folder: Path, name: str, change: Callable[[Tensor], Tensor | None]) 
 
 
 GATE = "model.layers.4.mlp.gate.weight"
-EXPERT = "model.layers.5.mlp.experts.15.down_proj.weight"
 WRONG: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     "missing": (EXPERT, lambda _: None, "[192, 64]"),
     "shape": (GATE, lambda t: t[:-1].clone(), "[15, 192]"),
@@ -191,67 +156,6 @@ def test_what_fp8_cannot_hold_is_named(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_places_that_are_refused(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    (tmp_path / "other").mkdir()
-    (tmp_path / "link").symlink_to(source)
-    for target, word in {
-        source: "outside", source / "inside": "outside", tmp_path: "outside",
-        tmp_path / "link": "outside", tmp_path / "other": "no checkpoint",
-    }.items():  # fmt: skip
-        assert main([str(source), str(target), "--overwrite"]) == 1
-        assert word in capsys.readouterr().err
-    run(source, tmp_path / "target")
-    before = digests(tmp_path / "target")
-    assert main([str(source), str(tmp_path / "target"), "--dtype", "bfloat16"]) == 1
-    assert "--overwrite" in capsys.readouterr().err
-    assert digests(tmp_path / "target") == before
-    run(source, tmp_path / "target", "--dtype", "bfloat16", "--overwrite")
-    assert Checkpoint(tmp_path / "target").dtype(EXPERT) == torch.bfloat16
-
-    kept = scratch(tmp_path / "new") / "old"
-    shutil.copytree(source, kept)
-    assert main([str(kept), str(tmp_path / "new")]) == 1
-    assert "move it first" in capsys.readouterr().err and digests(kept) == digests(source)
-
-    room = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert main([str(source), str(tmp_path / "large")]) == 1
-    assert "0.0 GB left" in capsys.readouterr().err
-    # What a killed conversion left makes room.
-    (scratch(tmp_path / "large") / "new").mkdir(parents=True)
-    (scratch(tmp_path / "large") / "new" / "shard").write_bytes(b"0" * room)
-    run(source, tmp_path / "large")
-
-
-def test_folders_of_other_people_are_not_touched(source: Path, tmp_path: Path) -> None:
-    mine = ("target.old", "target.partial", ".target.old", ".target.partial")
-    for name in mine:
-        shutil.copytree(source, tmp_path / name)
-    before = digests(source)
-    run(tmp_path / "target.old", tmp_path / "target")
-    run(tmp_path / "target.old", tmp_path / "target", "--overwrite")
-    run(tmp_path / "target.partial", tmp_path / "target", "--overwrite", "--dtype", "float32")
-    assert all(digests(tmp_path / name) == before for name in mine)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*mine, "source", "target"))
-
-
-def test_a_second_conversion_to_a_place_is_refused(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = OutputFolder(tmp_path / "target")
-    (first.partial / "half.safetensors").write_text("")
-    assert main([str(source), str(tmp_path / "target")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "is being written by process" in line and str(tmp_path / "target") in line
-    assert (first.partial / "half.safetensors").exists()
-    first.discard()
-    run(source, tmp_path / "target")
-
-
 def test_work_grows_with_the_tensors_only(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,116 +182,6 @@ def test_work_grows_with_the_tensors_only(
     monkeypatch.setattr(Stored, "nbytes", property(counted))
     convert(plan, tmp_path / "target", lambda done, total: None)
     assert sizes <= 3 * tensors and Counted.walks < files, (sizes, tensors, Counted.walks, files)
-
-
-def test_ctrl_c_leaves_what_was_there(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def interrupt(done: int, total: int) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-
-    target = tmp_path / "target"
-    plan = make_plan(Checkpoint(source), "bfloat16", without_mtp=False)
-    for before in ([], ["target"]):
-        left = 200
-        with pytest.raises(KeyboardInterrupt):
-            convert(plan, target, interrupt)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["source", *before]
-        run(source, target, "--overwrite")
-    assert digests(target) == digests(source)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "convert", stop)
-    assert main([str(source), str(tmp_path / "other")]) == 130
-    assert "nothing written" in capsys.readouterr().err
-
-
-def test_ctrl_c_in_the_last_moment_leaves_the_new_one_and_says_so(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def interrupted(path: Path, **options: bool) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    target = tmp_path / "target"
-    run(source, target, "--dtype", "float32")
-    capsys.readouterr()
-    monkeypatch.setattr(shutil, "rmtree", interrupted)
-    assert main([str(source), str(target), "--overwrite"]) == 130
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"convert: stopped by Ctrl-C, {target} is written and whole"
-    assert digests(target) == digests(source)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
-
-
-ENDED = """
-import os, runpy, sys
-from trainer.hf import writer
-
-def end_in_the_second(path, tensors):
-    global files
-    files += 1
-    if files == 2:
-        os.kill(os.getpid(), number)
-    write(path, tensors)
-
-number, files, write = int(sys.argv.pop(1)), 0, writer.write_shard
-writer.write_shard = end_in_the_second
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def end(number: signal.Signals, *arguments: object) -> int:
-    """The exit code of a conversion that sends itself this signal when it writes."""
-    script = str(ROOT / "launch" / "convert.py")
-    words = [str(int(number)), script, *map(str, arguments), "--dtype", "float32"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", ENDED, *words], env=environment, timeout=90
-    ).returncode
-
-
-def test_a_kill_leaves_no_folder_that_looks_whole(source: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    assert end(signal.SIGKILL, source, target) == -signal.SIGKILL
-    assert not target.exists()
-    begun = scratch(target) / "new"
-    assert begun.exists() and not (begun / "config.json").exists()
-    (begun / "model-of-another-source.safetensors").write_text("")
-    run(source, target)
-    assert digests(target) == digests(source) and not scratch(target).exists()
-
-
-def test_sigterm_leaves_what_was_there(source: Path, tmp_path: Path) -> None:
-    run(source, tmp_path / "target")
-    assert end(signal.SIGTERM, source, tmp_path / "target", "--overwrite") == 143
-    assert digests(tmp_path / "target") == digests(source)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
-
-
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(source, tmp_path / "target")
-    capsys.readouterr()
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # a file that cannot grow
-    try:
-        code = main([str(source), str(tmp_path / "target"), "--dtype", "float32", "--overwrite"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert code == 1 and line.startswith("convert: cannot write") and "large" in line
-    assert digests(tmp_path / "target") == digests(source)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 
 
 def test_check_describes_and_says_what_is_wrong(

@@ -181,7 +181,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
 @given(models(), st.sampled_from(["float32", "bfloat16", "fp8"]))
 def test_ours_comes_back_from_transformers(model: ModelConfig, dtype: str) -> None:
     assert not_representable(model) is None
-    written = hf_from_model(model, None, dtype, sequence_length=64)
+    written = hf_from_model(model, {}, dtype, sequence_length=64)
     assert read(written) == model
     assert read(through_transformers(written)) == model
     assert differences(model, read(written)) == []

@@ -292,7 +292,7 @@ def released_checkpoint(folder: Path, depth: int, dtype: torch.dtype) -> Layout:
         {"format": "pt"},
     )
     kind = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(hf_from_model(model, None, kind, LENGTH)))
+    (folder / "config.json").write_text(json.dumps(hf_from_model(model, {}, kind, LENGTH)))
     return layout
 
 

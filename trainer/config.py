@@ -4,7 +4,10 @@ config is reported before anything slow is imported."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
+
+StorageType: TypeAlias = Literal["float32", "float64", "bfloat16", "fp8"]
+"""What weights are stored as in a checkpoint."""
 
 
 @dataclass
@@ -235,7 +238,7 @@ class CheckpointConfig:
 
     export_hf: bool = True
     """At the end, save the weights as a checkpoint in the Hugging Face layout: RUN/weights."""
-    export_dtype: Literal["float32", "float64", "bfloat16", "fp8"] = "float32"
+    export_dtype: StorageType = "float32"
     """Type of the saved weights; fp8 is for matrices, in blocks of 128 x 128, the rest bfloat16."""
 
 

@@ -102,8 +102,8 @@ def build(
 
     Collective: every rank of the world must call it. The world's group exists if there is one.
     patient: group to wait in for ranks that read or save weights (see `together`). progress(done,
-    total): bytes that this rank has read of model.init_from. Raises CheckpointError
-    where that cannot be read or is no such model.
+    total): bytes that this rank has read of model.init_from. Raises CheckpointError where that
+    cannot be read or is no such model.
     """
     mesh = mesh_of(config)
     pipeline = config.pipeline

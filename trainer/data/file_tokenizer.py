@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from trainer.data.tokens import (
     byte_characters,
     token_type,
 )
+from trainer.json_object import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 # The library takes hundreds of bytes a token while it encodes, and longer a token for longer texts:
@@ -168,17 +168,7 @@ def _end_of_document(library: tokenizers.Tokenizer, file: Path) -> int:
 
 def _json_object(file: Path) -> dict[str, object]:
     """The object in `file`; an empty one if there is no file."""
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: a JSON {type(content).__name__}, where an object is needed")
-    return content
+    return read_json_object(file, DataError) if file.exists() else {}
 
 
 def _text(text: str | bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,12 @@ from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
 from trainer.errors import ConfigError
 from trainer.generate.cached_model import CachedModel, begin_text, cached_part
+from trainer.hf.companions import GENERATION_FILE
 from trainer.hf.errors import CheckpointError
 from trainer.hf.load import load_part
 from trainer.hf.plan import checked_model
 from trainer.hf.reader import Checkpoint
+from trainer.json_object import read_json_object
 from trainer.model.part import ModelPart
 
 Progress = Callable[[int, int], None]
@@ -112,7 +113,7 @@ def _tokenizer(folder: Path, path: str | None, model: ModelConfig) -> Tokenizer:
 def _text_model(
     part: ModelPart, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Checkpoint
 ) -> TextModel:
-    special = checkpoint.config | _read(checkpoint.folder / "generation_config.json")
+    special = checkpoint.config | _read(checkpoint.folder / GENERATION_FILE)
     begin, end = special.get("bos_token_id"), special.get("eos_token_id")
     asked = _read(checkpoint.folder / "tokenizer_config.json").get("add_bos_token")
     if asked and begin is None:
@@ -136,12 +137,4 @@ def _text_model(
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: must be a JSON object")
-    return value
+    return read_json_object(path, CheckpointError) if path.exists() else {}

@@ -22,6 +22,7 @@ from trainer.hf.config_types import (
     YARN_REQUIRED,
     require_types,
 )
+from trainer.json_object import read_json_object
 
 CONFIG_FILE = "config.json"
 FP8_BLOCKS = {
@@ -54,16 +55,7 @@ _REQUIRED_OF: dict[str, dict[str, tuple[Any, ...]]] = {
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder. Raises ConfigError where there is none to be read."""
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}: give the folder of a checkpoint") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return config
+    return read_json_object(folder / CONFIG_FILE, ConfigError)
 
 
 def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:

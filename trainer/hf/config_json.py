@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.config import ModelConfig, YarnConfig
+from trainer.config import ModelConfig, StorageType, YarnConfig
 from trainer.hf.architecture import FP8_BLOCKS
 
 # What a base says in another form, of its own files, or of who wrote it.
@@ -35,18 +35,16 @@ def not_representable(model: ModelConfig) -> str | None:
 
 
 def hf_from_model(
-    model: ModelConfig, base: dict[str, Any] | None, dtype: str, sequence_length: int
+    model: ModelConfig, base: dict[str, Any], dtype: StorageType, sequence_length: int
 ) -> dict[str, Any]:
-    """config.json of `model` stored as `dtype` (float32, float64, bfloat16 or fp8).
+    """config.json of `model` stored as `dtype`.
 
-    base: config.json of the checkpoint that the model was made from; what it says beyond the
-    architecture (special tokens, longest position) is kept. sequence_length: what it was trained
-    on, the longest position where neither a base nor YaRN says another.
+    base: config.json of the checkpoint that the model was made from, if any; what it says beyond
+    the architecture (special tokens, longest position) is kept. sequence_length: what it was
+    trained on, the longest position where neither base nor YaRN reaches further.
     """
     v3, moe, attention = model.moe.score == "sigmoid", model.moe, model.attention
-    kept = dict(base or {"bos_token_id": None, "eos_token_id": None})
-    for key in _NOT_KEPT:
-        kept.pop(key, None)
+    kept = {key: value for key, value in base.items() if key not in _NOT_KEPT}
     stretched = round(attention.yarn.original_length * attention.yarn.factor)
     longest = stretched if attention.yarn.factor > 1 else sequence_length
     config = kept | {

@@ -9,14 +9,14 @@ from typing import Any
 from trainer.errors import ConfigError
 
 # (type, least value): of keys that must be there, and of those that may be missing or null.
-_COUNT, _COUNT_OR_NONE, _NUMBER = (int, 1), (int, 0), (float, 0)
+_COUNT, _COUNT_OR_ZERO, _NUMBER = (int, 1), (int, 0), (float, 0)
 REQUIRED = {
     "vocab_size": _COUNT,
     "hidden_size": _COUNT,
     "intermediate_size": _COUNT,
     "moe_intermediate_size": _COUNT,
     "num_hidden_layers": _COUNT,
-    "first_k_dense_replace": _COUNT_OR_NONE,
+    "first_k_dense_replace": _COUNT_OR_ZERO,
     "num_attention_heads": _COUNT,
     "n_routed_experts": _COUNT,
     "num_experts_per_tok": _COUNT,
@@ -30,11 +30,11 @@ REQUIRED = {
 OPTIONAL = {
     "q_lora_rank": _COUNT,
     "num_key_value_heads": _COUNT,
-    "n_shared_experts": _COUNT_OR_NONE,
+    "n_shared_experts": _COUNT_OR_ZERO,
     "n_group": _COUNT,
     "topk_group": _COUNT,
-    "num_nextn_predict_layers": _COUNT_OR_NONE,
-    "num_mtp_layers": _COUNT_OR_NONE,
+    "num_nextn_predict_layers": _COUNT_OR_ZERO,
+    "num_mtp_layers": _COUNT_OR_ZERO,
     "max_position_embeddings": _COUNT,
     "initializer_range": _NUMBER,
     "rope_theta": _NUMBER,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from trainer.config import StorageType
 from trainer.hf.blocks import SCALE_SUFFIX, is_block_quantised, quantise, scale_shape
 from trainer.hf.errors import CheckpointError
 from trainer.model.named import BIAS
-
-StorageType: TypeAlias = Literal["float32", "float64", "bfloat16", "fp8"]
 
 
 def stored_dtype(name: str, storage: StorageType) -> torch.dtype:

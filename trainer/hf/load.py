@@ -46,9 +46,8 @@ def load_part(
 
     `require_model` must have passed. compare: whether to hold the copies that MTP modules have of
     embedding and head against the model's; one rank of those with MTP is enough, they are large.
-    progress(done, total): bytes read of those this rank reads.
-    Raises CheckpointError for a file that cannot be read, and where an MTP module's own copy of
-    the embedding or the head is another tensor than the model's.
+    progress(done, total): bytes read of those this rank reads. Raises CheckpointError for a file
+    that cannot be read, and where such a copy is another tensor than the model's.
     """
     targets = dict(named_tensors(part, expert_rank))
     biases = dict(named_biases(part))

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, StorageType
 from trainer.errors import ConfigError
 from trainer.hf.architecture import CONFIG_FILE, FP8_BLOCKS, model_from_hf, with_mtp_of
 from trainer.hf.blocks import SCALE_SUFFIX, scale_shape
-from trainer.hf.encode import StorageType, stored_dtype
+from trainer.hf.encode import stored_dtype
 from trainer.hf.reader import SCALE_FILES, Checkpoint, Stored
 from trainer.model.named import released_shapes
 from trainer.validate import model_problems

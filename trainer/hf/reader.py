@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 from trainer.hf.architecture import CONFIG_FILE
 from trainer.hf.blocks import SCALE_SUFFIX, dequantise, scale_shape
 from trainer.hf.errors import CheckpointError
+from trainer.json_object import read_json_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Metadata of the index: {scale: file} of the scales that are not here now, and that in fp8 stand in
@@ -71,7 +71,7 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: there is no such folder")
         self.folder = folder
-        self.config = _read_object(folder / CONFIG_FILE)
+        self.config = read_json_object(folder / CONFIG_FILE, CheckpointError)
         self.metadata: dict[str, Any] = {}
         self.files: dict[str, str] = {}
         if (folder / INDEX).exists():
@@ -209,20 +209,8 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # JSON and Unicode errors
-        raise CheckpointError(f"{path}: is not JSON: {error}: fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: must be a JSON object")
-    return value
-
-
 def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    index = _read_object(path)
+    index = read_json_object(path, CheckpointError)
     files, metadata = index.get("weight_map"), index.get("metadata") or {}
     if not files or not isinstance(metadata, dict):
         raise CheckpointError(f'{path}: must have a "weight_map" from tensor to file')
