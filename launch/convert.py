@@ -20,13 +20,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from trainer.byte_progress import byte_progress
-from trainer.command_parser import CommandParser
+from trainer.checkpoint.hf.conversion import checked_model, plan_conversion
+from trainer.checkpoint.hf.convert import convert, require_place
+from trainer.checkpoint.hf.reader import Checkpoint
+from trainer.checkpoint.hf.summary import Summary, summarise
 from trainer.errors import ConfigError, RunError
-from trainer.hf.convert import convert, require_place
-from trainer.hf.plan import checked_model, make_plan
-from trainer.hf.reader import Checkpoint
-from trainer.hf.summary import Summary, summarise
+from trainer.io.byte_progress import byte_progress
+from trainer.io.command_parser import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -88,21 +88,21 @@ def _run(options: argparse.Namespace) -> int:
         model = dataclasses.replace(checked_model(source), init_from=str(options.source.resolve()))
         print(yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False), end="")
         return 0
-    plan = make_plan(source, options.dtype, options.without_mtp)
-    require_place(plan, options.target, options.overwrite)
+    conversion = plan_conversion(source, options.dtype, options.without_mtp)
+    require_place(conversion, options.target, options.overwrite)
     begin = time.monotonic()
     with byte_progress("converting") as progress:
-        convert(plan, options.target, progress)
+        convert(conversion, options.target, progress)
     seconds = time.monotonic() - begin
-    tensors, files = len(plan.tensors), len(plan.by_file())
+    tensors, files = len(conversion.tensors), len(conversion.by_file())
     if options.json:
         done = {"target": str(options.target), "dtype": options.dtype, "files": files}
-        done |= {"tensors": tensors, "bytes": plan.nbytes, "seconds": seconds}
+        done |= {"tensors": tensors, "bytes": conversion.nbytes, "seconds": seconds}
         print(json.dumps(done, indent=2))
     else:
         print(
             f"{options.target}: {tensors:,} tensors in {files} file{'s' * (files > 1)}, "
-            f"{plan.nbytes / 1e9:,.3f} GB in {seconds:.1f} s"
+            f"{conversion.nbytes / 1e9:,.3f} GB in {seconds:.1f} s"
         )
     return 0
 

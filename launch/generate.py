@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.command_parser import CommandParser
-from trainer.data.errors import DataError
-from trainer.errors import ConfigError, RunError
+from trainer.errors import ConfigError, DataError, RunError
+from trainer.io.command_parser import CommandParser
 
 if TYPE_CHECKING:
     from trainer.generate.answer import Decoding
@@ -107,13 +106,13 @@ def _run(options: argparse.Namespace) -> None:
     # Only here: this imports torch, which wrong arguments need not wait for.
     import torch
 
-    from trainer.byte_progress import byte_progress
     from trainer.generate.answer import answer
     from trainer.generate.choose import Sampler, most_likely
     from trainer.generate.decode import decode
     from trainer.generate.report import as_json, in_words, require_same, text_behind
     from trainer.generate.speculate import speculate
     from trainer.generate.text_model import load_text_model
+    from trainer.io.byte_progress import byte_progress
 
     text = _prompt(options)
     drafts = options.speculative or options.compare

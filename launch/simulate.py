@@ -15,17 +15,17 @@ from typing import Any
 
 from rich.console import Console
 
-from parallel.pipeline.check import check
-from parallel.pipeline.collector import collector_paused
-from parallel.pipeline.costs import CostModel, read_costs
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.schedule import Schedule, ScheduleError
-from parallel.pipeline.simulate import Timeline, simulate
-from parallel.pipeline.table_file import read_table, write_table
-from parallel.pipeline.timeline_file import read_timeline
-from parallel.pipeline.timeline_table import critical_path_line, summary, table
-from parallel.pipeline.trace import write_trace
-from trainer.command_parser import CommandParser
+from parallel.schedule.check import check
+from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.table import Schedule, ScheduleError
+from parallel.schedule.table_file import read_table, write_table
+from parallel.study.costs import CostModel, read_costs
+from parallel.study.simulate import Timeline, simulate
+from parallel.study.timeline_file import read_timeline
+from parallel.study.timeline_table import critical_path_line, summary, table
+from parallel.study.trace import write_trace
+from trainer.io.command_parser import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -185,7 +185,7 @@ def _schedule(
     """The schedule of this name; the search for `searched` says on stderr how far it is."""
     if name != SEARCHED:
         return generate(name, ranks, micro_batches)
-    from parallel.pipeline.search import search  # only here: no other schedule needs it
+    from parallel.study.search import search  # only here: no other schedule needs it
 
     found = search(
         costs,
@@ -216,7 +216,7 @@ def _write_files(
 ) -> None:
     pictures = [path for path in (options.svg, options.png) if path]
     if pictures:
-        from parallel.pipeline.draw import save  # only here: matplotlib takes its time to load
+        from parallel.study.draw import save  # only here: matplotlib takes its time to load
 
         save(timeline, *pictures, measured=measured, transfers=options.transfers)
     if options.trace:

@@ -17,18 +17,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer.config import Config
+from trainer.bench.limited_link import LinkError, limited_link
+from trainer.config.derived import mesh_of
+from trainer.config.parse import config_parser, parse
+from trainer.config.schema import Config
+from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.exit import refuse, run_guarded
-from trainer.limited_link import LinkError, limited_link
-from trainer.parse import config_parser, parse
-from trainer.signals import StopRequest
-from trainer.validate import mesh_of, validate
+from trainer.run.exit import refuse, run_guarded
+from trainer.run.signals import StopRequest
 
 if TYPE_CHECKING:
-    from parallel.process import Process
-    from trainer.accounting import Mode
-    from trainer.throughput import Plan
+    from parallel.ranks.process import Process
+    from trainer.bench.exchange_times import Mode
+    from trainer.bench.throughput import Trial
 
 EXAMPLES = """\
 examples:
@@ -77,12 +78,12 @@ class Options:
             return "--link-rate starts its own processes: run it with python, not torchrun"
         return None
 
-    def plan(self, config: Config) -> Plan:
-        from trainer.throughput import Plan
+    def trial(self, config: Config) -> Trial:
+        from trainer.bench.throughput import Trial
 
         chosen: Mode = "on" if config.pipeline.overlap else "off"
         modes: tuple[Mode, ...] = ("on", "off") if self.compare_overlap else (chosen,)
-        return Plan(modes, self.steps, self.warmup)
+        return Trial(modes, self.steps, self.warmup)
 
 
 def main() -> None:
@@ -153,14 +154,14 @@ def _as_exit(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _rank(config: Config, options: Options, stop: StopRequest) -> None:
-    from parallel.process import Process, join, leave
-    from trainer.throughput import measure
-    from trainer.throughput_report import as_json, show
+    from parallel.ranks.process import Process, join, leave
+    from trainer.bench.throughput import measure
+    from trainer.bench.throughput_report import as_json, show
 
     process = Process.from_environment()
     device = process.device(config.run.device)
     join(process, device, timedelta(seconds=config.run.timeout), "env://")
-    measured = measure(config, process, options.plan(config), stop)
+    measured = measure(config, process, options.trial(config), stop)
     if options.save_costs or options.save_timeline:
         _save_costs(config, process, options)
     leave()
@@ -174,9 +175,9 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
 
 def _save_costs(config: Config, process: Process, options: Options) -> None:
     """Time the run's own stages, and write what was asked for; rank 0 writes."""
-    from parallel.pipeline.costs import write_costs
-    from parallel.pipeline.timeline_file import write_timeline
-    from trainer.measured_costs import measure_costs
+    from parallel.study.costs import write_costs
+    from parallel.study.timeline_file import write_timeline
+    from trainer.bench.measured_costs import measure_costs
 
     found = measure_costs(config, process, options.steps, options.warmup)
     if found is None:

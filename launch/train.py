@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from trainer.config.parse import config_parser, parse, to_yaml
+from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.exit import refuse, run_guarded
-from trainer.parse import config_parser, parse, to_yaml
-from trainer.validate import validate
+from trainer.run.exit import refuse, run_guarded
 
 EXAMPLES = """\
 examples:
@@ -26,7 +26,7 @@ def main() -> None:
         validate(config, int(os.environ.get("WORLD_SIZE", 1)))
     except ConfigError as error:
         refuse(error, "train")
-    from trainer.loop import train  # imports torch, which a bad config need not wait for
+    from trainer.run.loop import train  # imports torch, which a bad config need not wait for
 
     run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop), "train")
 

@@ -17,11 +17,11 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from parallel.pipeline.costs import CostModel, Costs, read_costs
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.schedule import ScheduleError
-from parallel.pipeline.truth.results import IN_TORCH, Comparison, Plan, Truth
-from trainer.command_parser import CommandParser
+from parallel.pipeline.truth.results import IN_TORCH, Comparison, Truth, TruthTest
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.table import ScheduleError
+from parallel.study.costs import CostModel, Costs, read_costs
+from trainer.io.command_parser import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -43,14 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        plan = _plan(options)
+        test = _test(options)
     except (ScheduleError, OSError) as error:
         print(f"truth: {error}", file=sys.stderr)
         return 2
     from parallel.pipeline.truth.measure import measure  # imports torch
 
     try:
-        found, beside = measure(plan)
+        found, beside = measure(test)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     if options.json:
@@ -106,7 +106,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _test(options: argparse.Namespace) -> TruthTest:
     if options.real_time and os.geteuid() != 0:
         raise ScheduleError("--real-time needs root")
     costs = _costs(options)
@@ -124,7 +124,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             print(f"truth: left out: {name}: {error}", file=sys.stderr)
             names = [n for n in names if n != name]
             with_torch = [n for n in with_torch if n != name]
-    return Plan(
+    return TruthTest(
         names=tuple(names),
         with_torch=tuple(with_torch),
         ranks=options.ranks,

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from parallel.process import Process, join, leave
+from parallel.ranks.process import Process, join, leave
 
 # Children are forked from a server that has imported torch (and dynamo, which the first optimizer
 # imports), so that a rank starts in milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "trainer.trainer"])
+_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "trainer.run.step"])
 
 
 def run_world(

@@ -7,10 +7,10 @@ import sys
 
 import torch
 
-from trainer.exit import run_guarded
-from trainer.loop import train
+from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.model.stage import ModelStage
-from trainer.parse import config_parser, parse, to_yaml
+from trainer.run.exit import run_guarded
+from trainer.run.loop import train
 
 
 class FaultyLayer(torch.nn.Module):

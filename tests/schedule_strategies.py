@@ -8,9 +8,9 @@ from graphlib import CycleError, TopologicalSorter
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.lower import Lowered, Message
-from parallel.pipeline.schedule import Action, Item, Schedule, actions
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.lower import Lowered, Message
+from parallel.schedule.table import Action, Item, Schedule, actions
 
 QUICK = settings(max_examples=150, deadline=None)
 

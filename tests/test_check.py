@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.pipeline.check import check
-from parallel.pipeline.generators import forward_only, generate
-from parallel.pipeline.schedule import Action, Overlap, Schedule, ScheduleError, actions
+from parallel.schedule.check import check
+from parallel.schedule.generators import forward_only, generate
+from parallel.schedule.table import Action, Overlap, Schedule, ScheduleError, actions
 from tests.schedule_strategies import (
     QUICK,
     any_item,

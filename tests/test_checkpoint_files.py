@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.synthetic_checkpoint import TOY, TOY_SHARD, make_checkpoint
-from trainer.hf import writer
-from trainer.hf.errors import CheckpointError
-from trainer.hf.output_folder import OutputFolder, scratch
-from trainer.hf.reader import INDEX, SINGLE, Checkpoint
+from trainer.checkpoint.hf import writer
+from trainer.checkpoint.hf.output_folder import OutputFolder, scratch
+from trainer.checkpoint.hf.reader import INDEX, SINGLE, Checkpoint
+from trainer.errors import CheckpointError
 
 FP8 = torch.float8_e4m3fn
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

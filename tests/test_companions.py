@@ -10,12 +10,11 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from tests.commands import TINY, finish, start
-from trainer.config import Config, DataConfig, ModelConfig
-from trainer.data.errors import DataError
+from trainer.checkpoint.hf.companions import byte_tokenizer_files, read_companions, tokenizer_of_run
+from trainer.config.schema import Config, DataConfig, ModelConfig
+from trainer.config.validate import validate
 from trainer.data.file_tokenizer import load_tokenizer
-from trainer.errors import ConfigError
-from trainer.hf.companions import byte_tokenizer_files, read_companions, tokenizer_of_run
-from trainer.validate import validate
+from trainer.errors import ConfigError, DataError
 
 SPECIAL = {"bos_token_id": 257, "eos_token_id": [258, 259], "max_position_embeddings": 64}
 

@@ -7,13 +7,14 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from parallel.pipeline.generators import GENERATORS
+from parallel.schedule.generators import GENERATORS
 from tests.commands import ROOT, TINY, finish, start
-from trainer.config import Config, PipelineConfig
+from trainer.config.derived import mesh_of
+from trainer.config.parse import config_parser, parse, to_yaml
+from trainer.config.schema import Config, PipelineConfig
+from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.model.partition import partition
-from trainer.parse import config_parser, parse, to_yaml
-from trainer.validate import mesh_of, validate
+from trainer.model.partition import partition_layers
 
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -136,6 +137,6 @@ def test_the_config_knows_every_schedule() -> None:
 
 
 def test_layers_are_spread_with_the_odd_ones_first() -> None:
-    assert [len(partition(7, 3, 0).stage_layers(stage)) for stage in range(3)] == [3, 2, 2]
-    parts = partition(5, 2, 2, [1, 4])
+    assert [len(partition_layers(7, 3, 0).stage_layers(stage)) for stage in range(3)] == [3, 2, 2]
+    parts = partition_layers(5, 2, 2, [1, 4])
     assert list(parts.stage_layers(1)) == [1, 2, 3, 4] and list(parts.mtp_layers()) == [5, 6]

@@ -16,11 +16,11 @@ from torch import Tensor
 from launch.convert import main
 from tests.conversions import EXPERT, digests, run
 from tests.synthetic_checkpoint import TOY, tensors_of
-from trainer.hf.architecture import model_from_hf
-from trainer.hf.convert import convert
-from trainer.hf.plan import make_plan
-from trainer.hf.reader import INDEX, Checkpoint, Stored
-from trainer.parse import config_parser, parse
+from trainer.checkpoint.hf.architecture import model_from_hf
+from trainer.checkpoint.hf.conversion import plan_conversion
+from trainer.checkpoint.hf.convert import convert
+from trainer.checkpoint.hf.reader import INDEX, Checkpoint, Stored
+from trainer.config.parse import config_parser, parse
 
 FP8 = torch.float8_e4m3fn
 
@@ -176,11 +176,11 @@ def test_work_grows_with_the_tensors_only(
         return size(stored)
 
     size, sizes = Stored.nbytes.fget, 0
-    plan = make_plan(Checkpoint(source), "bfloat16", without_mtp=False)
-    tensors, files = len(plan.tensors), len(plan.by_file())
-    plan = dataclasses.replace(plan, files=Counted(plan.files))
+    conversion = plan_conversion(Checkpoint(source), "bfloat16", without_mtp=False)
+    tensors, files = len(conversion.tensors), len(conversion.by_file())
+    conversion = dataclasses.replace(conversion, files=Counted(conversion.files))
     monkeypatch.setattr(Stored, "nbytes", property(counted))
-    convert(plan, tmp_path / "target", lambda done, total: None)
+    convert(conversion, tmp_path / "target", lambda done, total: None)
     assert sizes <= 3 * tensors and Counted.walks < files, (sizes, tensors, Counted.walks, files)
 
 

@@ -17,10 +17,10 @@ from launch import convert as command
 from launch.convert import main
 from tests.commands import ROOT
 from tests.conversions import EXPERT, digests, run
-from trainer.hf.convert import convert
-from trainer.hf.output_folder import OutputFolder, scratch
-from trainer.hf.plan import make_plan
-from trainer.hf.reader import Checkpoint
+from trainer.checkpoint.hf.conversion import plan_conversion
+from trainer.checkpoint.hf.convert import convert
+from trainer.checkpoint.hf.output_folder import OutputFolder, scratch
+from trainer.checkpoint.hf.reader import Checkpoint
 
 
 def test_places_that_are_refused(
@@ -95,11 +95,11 @@ def test_ctrl_c_leaves_what_was_there(
             raise KeyboardInterrupt
 
     target = tmp_path / "target"
-    plan = make_plan(Checkpoint(source), "bfloat16", without_mtp=False)
+    conversion = plan_conversion(Checkpoint(source), "bfloat16", without_mtp=False)
     for before in ([], ["target"]):
         left = 200
         with pytest.raises(KeyboardInterrupt):
-            convert(plan, target, interrupt)
+            convert(conversion, target, interrupt)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["source", *before]
         run(source, target, "--overwrite")
     assert digests(target) == digests(source)
@@ -133,7 +133,7 @@ def test_ctrl_c_in_the_last_moment_leaves_the_new_one_and_says_so(
 
 ENDED = """
 import os, runpy, sys
-from trainer.hf import writer
+from trainer.checkpoint.hf import writer
 
 def end_in_the_second(path, tensors):
     global files

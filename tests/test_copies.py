@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from parallel.copies import Gradients, Home, all_copies, copies
-from parallel.groups import RankSet, make_groups
-from parallel.mesh import Coordinate, Mesh
-from parallel.pipeline.generators import generate
-from parallel.process import Process
+from parallel.ranks.groups import make_groups
+from parallel.ranks.mesh import Coordinate, Mesh, RankSet
+from parallel.ranks.process import Process
+from parallel.reduce.copies import Home, all_copies, copies
+from parallel.reduce.gradients import Gradients
+from parallel.schedule.generators import generate
 from tests.distributed import run_world
-from trainer.model.partition import partition
+from trainer.model.partition import partition_layers
 
 MESH = Mesh(pipeline=2, expert_data=2, expert=2)
 #            pipeline rank 0: 0 1 | 2 3      pipeline rank 1: 4 5 | 6 7   (expert ranks 0 1 | 0 1)
@@ -55,7 +56,7 @@ def test_mesh_numbers_the_expert_rank_fastest_and_the_pipeline_rank_slowest() ->
 def test_copies_by_hand(schedule: str, name: str, expected: RankSet) -> None:
     """Four layers and one MTP module on two pipeline ranks; experts as expert rank 1 holds them."""
     table = generate(schedule, 2, 4)
-    parts = partition(4, table.stages, mtp_depth=1)
+    parts = partition_layers(4, table.stages, mtp_depth=1)
     assert copies(parts.home(name), MESH, table.placement, expert_rank=1) == expected
     assert expected in all_copies(parts.homes(), MESH, table.placement)
 
@@ -76,7 +77,7 @@ def test_the_embedding_is_also_where_mtp_reads_it(
 ) -> None:
     mesh = Mesh(pipeline=4, expert=2)
     table = generate(schedule, 4, 8)
-    home = partition(8, table.stages, mtp_depth).home("embed_tokens.weight")
+    home = partition_layers(8, table.stages, mtp_depth).home("embed_tokens.weight")
     ranks = copies(home, mesh, table.placement, expert_rank=0)
     assert {mesh.coordinate(rank).pipeline for rank in ranks} == pipeline_ranks
     assert len(ranks) == 2 * len(pipeline_ranks)

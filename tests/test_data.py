@@ -19,9 +19,9 @@ from trainer.data.batches import Batches, validation_windows
 from trainer.data.bigram import bigram_cross_entropy, bigram_log_probabilities, count_bigrams
 from trainer.data.corpus import Corpus, Split, load_corpus, split_corpus
 from trainer.data.documents import iter_documents
-from trainer.data.errors import DataError
 from trainer.data.files import read_chunks, read_lines
 from trainer.data.tokens import ByteTokenizer
+from trainer.errors import DataError
 
 BYTES = ByteTokenizer()
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from parallel.pipeline.costs import CostModel
-from parallel.pipeline.search import search
-from parallel.pipeline.table_file import write_table
-from parallel.process import Process
+from parallel.ranks.process import Process
+from parallel.schedule.table_file import write_table
+from parallel.study.costs import CostModel
+from parallel.study.search import search
 from tests.distributed import run_world
-from trainer.config import (
+from trainer.build.layout import build
+from trainer.config.schema import (
     AttentionConfig,
     Config,
     DataConfig,
@@ -29,10 +30,9 @@ from trainer.config import (
     RecomputeConfig,
     RunConfig,
 )
-from trainer.layout import build
+from trainer.config.validate import validate
 from trainer.model.named import named_biases, named_tensors
-from trainer.trainer import Trainer
-from trainer.validate import validate
+from trainer.run.step import Trainer
 
 TOLERANCE = 1e-10
 STEPS = 2

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
-from parallel.expert.grouped import grouped_linear
-from parallel.pipeline.passes import Pass, run
-from parallel.pipeline.tape import Tape, WeightTiming
-from parallel.pipeline.weight_gradients import WeightGradients
-from parallel.process import Process
+from parallel.ops.grouped import grouped_linear
+from parallel.ranks.process import Process
+from parallel.tape.passes import Pass, run
+from parallel.tape.tape import Tape, WeightTiming
+from parallel.tape.weight_gradients import WeightGradients
 from tests.distributed import run_world
 
 EXPERTS, TOP_K, WIDTH, INNER = 8, 3, 10, 5

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.synthetic_checkpoint import TOY, tensors_of
-from trainer.hf.blocks import dequantise, is_block_quantised, quantise, scale_shape
-from trainer.hf.errors import CheckpointError
+from trainer.checkpoint.hf.fp8_blocks import dequantise, is_block_quantised, quantise, scale_shape
+from trainer.errors import CheckpointError
 
 FP8 = torch.float8_e4m3fn
 SIZES = st.integers(1, 300)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from trainer.config import (
+from trainer.config.schema import (
     AttentionConfig,
     Config,
     DataConfig,

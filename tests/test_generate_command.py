@@ -13,9 +13,12 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM
 
-from parallel.process import Process
+from parallel.ranks.process import Process
 from tests.commands import ROOT, finish, start
-from trainer.config import (
+from trainer.build.layout import build
+from trainer.checkpoint.export import save_checkpoint
+from trainer.checkpoint.hf.companions import read_companions
+from trainer.config.schema import (
     AttentionConfig,
     Config,
     DataConfig,
@@ -27,9 +30,6 @@ from trainer.config import (
 )
 from trainer.data.tokens import ByteTokenizer
 from trainer.generate.text_model import load_text_model
-from trainer.hf.companions import read_companions
-from trainer.layout import build
-from trainer.weights import save_checkpoint
 
 LONGEST = 40
 MODEL = ModelConfig(

@@ -18,10 +18,10 @@ from transformers import AutoConfig, DeepseekV3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import yarn_apply_mscale
 
-from trainer.config import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
+from trainer.checkpoint.hf.architecture import differences, model_from_hf
+from trainer.checkpoint.hf.config_json import hf_from_model, not_representable
+from trainer.config.schema import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
 from trainer.errors import ConfigError
-from trainer.hf.architecture import differences, model_from_hf
-from trainer.hf.config_json import hf_from_model, not_representable
 from trainer.model.rope import rotations, softmax_scale
 from trainer.model.size import parameter_counts
 

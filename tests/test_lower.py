@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.pipeline.check import check, check_lowered
-from parallel.pipeline.generators import forward_only, generate
-from parallel.pipeline.lower import Lowered, inputs, lower, received, sent
-from parallel.pipeline.schedule import Action, Item, Overlap, Schedule, ScheduleError, actions
+from parallel.schedule.check import check, check_lowered
+from parallel.schedule.generators import forward_only, generate
+from parallel.schedule.lower import Lowered, inputs, lower, received, sent
+from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError, actions
 from tests.schedule_strategies import QUICK, posted_at_use, schedules, with_program
 
 

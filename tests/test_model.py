@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.router import RouterOptions, choose, move_bias, scores, sequence_balance
-from parallel.process import Process
-from trainer.config import (
+from parallel.ranks.process import Process
+from trainer.build.layout import Layout, build
+from trainer.config.schema import (
     AttentionConfig,
     Config,
     DataConfig,
@@ -27,10 +28,10 @@ from trainer.config import (
     PipelineConfig,
     RunConfig,
 )
-from trainer.layout import Layout, build
 from trainer.model.named import named_biases, named_tensors
-from trainer.optimizer import learning_rate, make_optimizer
-from trainer.trainer import Trainer
+from trainer.optim.adamw import make_optimizer
+from trainer.optim.learning_rate import learning_rate
+from trainer.run.step import Trainer
 
 TOLERANCE = 1e-10
 SEQUENCES, LENGTH, VOCABULARY = 4, 7, 61

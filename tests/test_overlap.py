@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from parallel.pipeline.executor import Executor, StepResult
-from parallel.pipeline.lower import lower
-from parallel.pipeline.passes import run
-from parallel.pipeline.recorder import Event, EventLog
-from parallel.pipeline.schedule import Action, Overlap, Schedule
-from parallel.pipeline.tape import Tape
-from parallel.process import Process
+from parallel.ranks.process import Process
+from parallel.schedule.lower import lower
+from parallel.schedule.table import Action, Overlap, Schedule
+from parallel.tape.passes import run
+from parallel.tape.recorder import Event, EventLog
+from parallel.tape.tape import Tape
 from tests.distributed import _CONTEXT, _run_rank, run_world
-from trainer.config import (
+from trainer.build.layout import Layout, build
+from trainer.config.schema import (
     AttentionConfig,
     Config,
     DataConfig,
@@ -37,7 +38,6 @@ from trainer.config import (
     RecomputeConfig,
     RunConfig,
 )
-from trainer.layout import Layout, build
 from trainer.model.stage import ModelStage
 
 LAYERS, MTP = 2, 1
@@ -74,7 +74,7 @@ def _layout(process: Process, recompute: bool) -> Layout:
 
 
 def _executor(layout: Layout, overlap: bool, log: EventLog | None = None) -> Executor:
-    stages = {(0, 0): ModelStage(0, layout.part, layout.parts, layout.config)}
+    stages = {(0, 0): ModelStage(0, layout.part, layout.partition, layout.config)}
     program = lower(PAIR).programs[0]
     return Executor(PAIR, program, stages, None, overlap, log or EventLog())
 
@@ -207,7 +207,7 @@ def test_events_say_when_each_collective_was_done(
 def _compare_overlap(process: Process) -> dict[str, bool]:
     """Whether routing differs between the micro-batches, and whether overlap changes a number."""
     layout = _layout(process, recompute=True)
-    stage = ModelStage(0, layout.part, layout.parts, layout.config)
+    stage = ModelStage(0, layout.part, layout.partition, layout.config)
     loads = []
     for n in range(2):
         tape = Tape(training=False)

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from tests.commands import TINY, finish, start
-from trainer.parse import config_parser, parse
+from trainer.config.parse import config_parser, parse
 
 ALONE = ("--mesh.expert", "1")
 

@@ -31,14 +31,14 @@ from transformers import (
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
-from parallel.process import Process
-from trainer.config import Config, DataConfig, ModelConfig, PipelineConfig, RunConfig
-from trainer.hf.architecture import model_from_hf, with_mtp_of
-from trainer.hf.config_json import hf_from_model
-from trainer.layout import Layout, build
+from parallel.ranks.process import Process
+from trainer.build.layout import Layout, build
+from trainer.checkpoint.hf.architecture import model_from_hf, with_mtp_of
+from trainer.checkpoint.hf.config_json import hf_from_model
+from trainer.config.schema import Config, DataConfig, ModelConfig, PipelineConfig, RunConfig
 from trainer.model.named import named_biases, named_tensors
 from trainer.model.whole import WholeModel
-from trainer.trainer import Trainer
+from trainer.run.step import Trainer
 
 SEQUENCES, LENGTH, VOCABULARY = 2, 48, 61
 SEED = 39  # of weights under which no router has two choices that are nearly as good

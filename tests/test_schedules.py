@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.pipeline.check import check
-from parallel.pipeline.generators import forward_only, generate
-from parallel.pipeline.schedule import Item, Overlap, Schedule, ScheduleError, actions
-from parallel.pipeline.simulate import CostModel, simulate
+from parallel.schedule.check import check
+from parallel.schedule.generators import forward_only, generate
+from parallel.schedule.table import Item, Overlap, Schedule, ScheduleError, actions
+from parallel.study.simulate import CostModel, simulate
 from tests.schedule_strategies import QUICK, followable, schedules
 
 HERE = Path(__file__).parent

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from parallel.pipeline.check import check
-from parallel.pipeline.costs import CostModel, read_costs
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.simulate import simulate
-from parallel.pipeline.table_file import read_table
+from parallel.schedule.check import check
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.table_file import read_table
+from parallel.study.costs import CostModel, read_costs
+from parallel.study.simulate import simulate
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "schedules.md").read_text()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from parallel.pipeline.check import check
-from parallel.pipeline.costs import CostModel
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.schedule import Overlap, Schedule, ScheduleError, actions
-from parallel.pipeline.search import Found, Progress, search
-from parallel.pipeline.search.bound import lower_bound
-from parallel.pipeline.search.orders import Orders
-from parallel.pipeline.search.starts import begin
-from parallel.pipeline.search.words import v_placement
-from parallel.pipeline.simulate import simulate
+from parallel.schedule.check import check
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.table import Overlap, Schedule, ScheduleError, actions
+from parallel.study.costs import CostModel
+from parallel.study.search import Found, Progress, search
+from parallel.study.search.bound import lower_bound
+from parallel.study.search.orders import Orders
+from parallel.study.search.starts import begin
+from parallel.study.search.words import v_placement
+from parallel.study.simulate import simulate
 
 PAIRED = CostModel(pair_factor=0.85)
 # The last stage of 2 x 4 has the head and a prediction module, the first one the embedding.

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.pipeline.check import check
-from parallel.pipeline.costs import CostModel
-from parallel.pipeline.generators import generate
-from parallel.pipeline.schedule import Action, Item
-from parallel.pipeline.search.bound import lower_bound
-from parallel.pipeline.search.moves import propose
-from parallel.pipeline.search.orders import Line, Orders
-from parallel.pipeline.search.run import Run
-from parallel.pipeline.search.starts import begin, run_of
-from parallel.pipeline.search.words import v_placement, words_of
-from parallel.pipeline.simulate import simulate
+from parallel.schedule.check import check
+from parallel.schedule.generators import generate
+from parallel.schedule.table import Action, Item
+from parallel.study.costs import CostModel
+from parallel.study.search.bound import lower_bound
+from parallel.study.search.moves import propose
+from parallel.study.search.orders import Line, Orders
+from parallel.study.search.run import Run
+from parallel.study.search.starts import begin, run_of
+from parallel.study.search.words import v_placement, words_of
+from parallel.study.simulate import simulate
 from tests.test_search import COSTS, PAIRED
 
 QUICK = settings(max_examples=40, deadline=None)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.pipeline.draw import save
-from parallel.pipeline.generators import GENERATORS, forward_only, generate
-from parallel.pipeline.lower import inputs, lower, sent
-from parallel.pipeline.schedule import Schedule, ScheduleError, actions
-from parallel.pipeline.simulate import CostModel, Timeline, simulate
+from parallel.schedule.generators import GENERATORS, forward_only, generate
+from parallel.schedule.lower import inputs, lower, sent
+from parallel.schedule.table import Schedule, ScheduleError, actions
+from parallel.study.draw import save
+from parallel.study.simulate import CostModel, Timeline, simulate
 from tests.commands import ROOT
 from tests.schedule_strategies import QUICK, posted_at_use, schedules, with_program
 

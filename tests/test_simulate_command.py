@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from parallel.pipeline.costs import CostModel, write_costs
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.schedule import Schedule, ScheduleError
-from parallel.pipeline.simulate import simulate
-from parallel.pipeline.table_file import read_table, write_table
-from parallel.pipeline.timeline_file import read_timeline, write_timeline
-from parallel.pipeline.timeline_table import critical_path_line
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.table import Schedule, ScheduleError
+from parallel.schedule.table_file import read_table, write_table
+from parallel.study.costs import CostModel, write_costs
+from parallel.study.simulate import simulate
+from parallel.study.timeline_file import read_timeline, write_timeline
+from parallel.study.timeline_table import critical_path_line
 from tests.schedule_strategies import schedules
 
 SCRIPT = str(Path(__file__).parent.parent / "launch" / "simulate.py")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.pipeline.passes import Pass, interleave, run
-from parallel.pipeline.recorder import EventLog
-from parallel.pipeline.tape import Tape, WeightTiming
-from parallel.pipeline.weight_gradients import WeightGradients, embedding, linear
+from parallel.tape.passes import Pass, interleave, run
+from parallel.tape.recorder import EventLog
+from parallel.tape.tape import Tape, WeightTiming
+from parallel.tape.weight_gradients import WeightGradients, embedding, linear
 
 WIDTH, ROWS = 5, 6
 NAMES = ("table", "first", "second", "third")

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from parallel.pipeline.costs import read_costs
-from parallel.pipeline.generators.dualpipe import dualpipev
-from parallel.pipeline.recorder import Event
-from parallel.pipeline.simulate import simulate
-from parallel.pipeline.timeline_file import read_timeline
+from parallel.schedule.generators.dualpipe import dualpipev
+from parallel.study.costs import read_costs
+from parallel.study.simulate import simulate
+from parallel.study.timeline_file import read_timeline
+from parallel.tape.recorder import Event
 from tests.commands import TINY as TINY_FILE
 from tests.commands import finish, start
-from trainer.accounting import Window, account, exchanges, hidden_share, mean
-from trainer.limited_link import why_not
-from trainer.throughput import Measured, Plan, compare
+from trainer.bench.exchange_times import Window, account, exchanges, hidden_share, mean
+from trainer.bench.limited_link import why_not
+from trainer.bench.throughput import Measured, Trial, compare
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--steps", "2", "--warmup", "1", "--compare-overlap", "--json")
@@ -119,7 +119,7 @@ def test_means_and_comparison() -> None:
 
 
 def test_modes_alternate_on_the_same_batches() -> None:
-    order = list(Plan(("on", "off"), steps=2, warmup=1).order())
+    order = list(Trial(("on", "off"), steps=2, warmup=1).order())
     assert order == [
         (-1, "off"), (-1, "on"), (0, "on"), (0, "off"), (1, "off"), (1, "on"),
     ]  # fmt: skip

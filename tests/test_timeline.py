@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.pipeline.check import check
-from parallel.pipeline.costs import CostModel, read_costs, write_costs
-from parallel.pipeline.generators import GENERATORS, forward_only, generate
-from parallel.pipeline.schedule import Action, Overlap, Schedule, ScheduleError
-from parallel.pipeline.simulate import simulate
-from parallel.pipeline.timeline import Idle, Span, Timeline, Transfer
+from parallel.schedule.check import check
+from parallel.schedule.generators import GENERATORS, forward_only, generate
+from parallel.schedule.table import Action, Overlap, Schedule, ScheduleError
+from parallel.study.costs import CostModel, read_costs, write_costs
+from parallel.study.simulate import simulate
+from parallel.study.timeline import Idle, Span, Timeline, Transfer
 from tests.schedule_strategies import schedules
 
 QUICK = settings(max_examples=80, deadline=None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from parallel.groups import patient_world
-from parallel.process import Process
-from parallel.together import PeerError, together
+from parallel.ranks.groups import patient_world
+from parallel.ranks.process import Process
+from parallel.ranks.together import PeerError, together
 from tests.distributed import run_world
 
 

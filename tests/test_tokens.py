@@ -15,15 +15,15 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.commands import TINY
+from trainer.build.text import load_text
+from trainer.checkpoint.hf.companions import END_OF_DOCUMENT, byte_tokenizer_files, tokenizer_files
+from trainer.config.parse import config_parser, parse
+from trainer.config.validate import validate
 from trainer.data.corpus import load_corpus
-from trainer.data.errors import DataError
 from trainer.data.file_tokenizer import FileTokenizer, load_tokenizer
 from trainer.data.text_stream import TextStream
 from trainer.data.tokens import ByteTokenizer, Tokenizer
-from trainer.hf.companions import END_OF_DOCUMENT, byte_tokenizer_files, tokenizer_files
-from trainer.parse import config_parser, parse
-from trainer.text import load_text
-from trainer.validate import validate
+from trainer.errors import DataError
 
 BYTES = ByteTokenizer()
 END, TOOL = "<|end|>", "<tool>"

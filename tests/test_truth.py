@@ -16,15 +16,15 @@ from datetime import timedelta
 
 import pytest
 
-from parallel.pipeline.costs import CostModel
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.lower import Message, inputs, outputs
-from parallel.pipeline.schedule import Action, Schedule
-from parallel.pipeline.simulate import simulate
-from parallel.pipeline.timeline import Span, Timeline
 from parallel.pipeline.truth.ours import Measured, execute, make_transport
 from parallel.pipeline.truth.replay import gradients_first, replay
-from parallel.process import Process
+from parallel.ranks.process import Process
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.lower import Message, inputs, outputs
+from parallel.schedule.table import Action, Schedule
+from parallel.study.costs import CostModel
+from parallel.study.simulate import simulate
+from parallel.study.timeline import Span, Timeline
 from tests.commands import ROOT
 from tests.distributed import run_world
 

@@ -20,10 +20,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
 from parallel.expert.dispatch import LocalDispatcher
-from parallel.process import Process
+from parallel.ranks.process import Process
 from tests.commands import ROOT, finish, start
 from tests.distributed import run_world
-from trainer.config import (
+from trainer.build.layout import build
+from trainer.checkpoint.export import save_checkpoint
+from trainer.checkpoint.hf.architecture import model_from_hf
+from trainer.checkpoint.hf.companions import read_companions
+from trainer.checkpoint.hf.load import load_part
+from trainer.checkpoint.hf.reader import Checkpoint
+from trainer.config.schema import (
     AttentionConfig,
     CheckpointConfig,
     Config,
@@ -37,18 +43,12 @@ from trainer.config import (
     RunConfig,
     YarnConfig,
 )
-from trainer.hf.architecture import model_from_hf
-from trainer.hf.companions import read_companions
-from trainer.hf.errors import CheckpointError
-from trainer.hf.load import load_part
-from trainer.hf.reader import Checkpoint
-from trainer.layout import build
+from trainer.config.validate import validate
+from trainer.errors import CheckpointError
 from trainer.model.named import named_biases, named_tensors, released_shapes
 from trainer.model.part import ModelPart
-from trainer.model.partition import partition
-from trainer.trainer import Trainer
-from trainer.validate import validate
-from trainer.weights import save_checkpoint
+from trainer.model.partition import partition_layers
+from trainer.run.step import Trainer
 
 STEPS, SEQUENCES, LENGTH = 3, 8, 12
 MODEL = ModelConfig(
@@ -287,7 +287,7 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     run_world(1, _train_and_look, _config(OTHERS[0], "float32", MODEL), 0, folder)
     config = _config(("1f1b", (2, 2, 1)), "float32", MODEL)
-    parts = partition(MODEL.layers, 2, MODEL.mtp.depth)
+    parts = partition_layers(MODEL.layers, 2, MODEL.mtp.depth)
     last = ModelPart(config, parts, [1], LocalDispatcher())
     checkpoint, told = _Recording(folder), []
     load_part(last, MODEL, checkpoint, 1, True, lambda done, total: told.append((done, total)))

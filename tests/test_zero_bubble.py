@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.pipeline.check import check
-from parallel.pipeline.generators import GENERATORS, generate
-from parallel.pipeline.generators.interleaved import interleaved
-from parallel.pipeline.schedule import Schedule, ScheduleError, actions
-from parallel.pipeline.simulate import CostModel, Timeline, simulate
+from parallel.schedule.check import check
+from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.generators.interleaved import interleaved
+from parallel.schedule.table import Schedule, ScheduleError, actions
+from parallel.study.simulate import CostModel, Timeline, simulate
 
 QUICK = settings(max_examples=80, deadline=None)
 

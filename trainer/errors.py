@@ -1,19 +1,31 @@
-"""Errors of a run that one line explains."""
+"""Errors that one line explains; trainer/run/exit.py turns them into that line and an exit code."""
 
 from __future__ import annotations
 
-
-class ConfigError(ValueError):
-    """A config that cannot be run."""
+from parallel.errors import TandemError
 
 
-class RunError(RuntimeError):
-    """The run cannot start or go on; the message is one line for the person at the console."""
+class ConfigError(TandemError):
+    """A config, or a combination of options, that cannot be run."""
+
+    exit_code = 2
 
 
-class Stopped(Exception):
+class DataError(TandemError):
+    """The corpus or the tokenizer cannot be read or used."""
+
+
+class RunError(TandemError):
+    """The run cannot start or go on."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be read or written; the line names the file or the tensor."""
+
+
+class Stopped(TandemError):
     """The run was asked to stop and did, with nothing lost. signal: the number that asked."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
-        self.signal = signal
+        self.exit_code = 128 + signal

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.expert.all_to_all import AllToAll
-from parallel.pipeline.passes import Pass
-from parallel.pipeline.tape import Tape
+from parallel.tape.passes import Pass
+from parallel.tape.tape import Tape
 
 
 @dataclass(frozen=True)

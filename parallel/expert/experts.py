@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.dispatch import Received
-from parallel.expert.grouped import grouped_linear
-from parallel.pipeline.tape import Tape
-from parallel.pipeline.weight_gradients import WeightGradients
+from parallel.ops.grouped import grouped_linear
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients
 
 
 class GroupedExperts(nn.Module):

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from parallel.pipeline.lower import Message, Step, received, sent
-from parallel.pipeline.passes import Pass, interleave, run
-from parallel.pipeline.recorder import Recorder, Silence
-from parallel.pipeline.schedule import Action, Item, Overlap, Schedule
-from parallel.pipeline.tape import Tape, WeightTiming
 from parallel.pipeline.transport import Receive, Transport
+from parallel.schedule.lower import Message, Step, received, sent
+from parallel.schedule.table import Action, Item, Overlap, Schedule
+from parallel.tape.passes import Pass, interleave, run
+from parallel.tape.recorder import Recorder, Silence
+from parallel.tape.tape import Tape, WeightTiming
 
 
 class Stage(Protocol):

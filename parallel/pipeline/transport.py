@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.groups import RankSet
-from parallel.pipeline.lower import Channel, Message
+from parallel.ranks.mesh import RankSet
+from parallel.schedule.lower import Channel, Message
 
 
 @dataclass

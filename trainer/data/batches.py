@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.data.corpus import Split, Tokens
-from trainer.data.errors import DataError
 from trainer.data.shuffle import Purpose, permutation
+from trainer.errors import DataError
 
 
 @dataclass(frozen=True)

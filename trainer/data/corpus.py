@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.documents import iter_documents
-from trainer.data.errors import DataError
 from trainer.data.shuffle import Purpose, permutation
 from trainer.data.tokens import Tokenizer, Tokens, token_type
+from trainer.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.data.errors import DataError
 from trainer.data.files import COMPRESSED, read_chunks, read_lines
+from trainer.errors import DataError
 
 # A file named so promises text: that it holds none is an error, where other files are passed over.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")

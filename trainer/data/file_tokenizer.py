@@ -13,7 +13,6 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.decoders import ByteLevel
 
-from trainer.data.errors import DataError
 from trainer.data.tokens import (
     ByteTokenizer,
     Tokenizer,
@@ -21,7 +20,8 @@ from trainer.data.tokens import (
     byte_characters,
     token_type,
 )
-from trainer.json_object import read_json_object
+from trainer.errors import DataError
+from trainer.io.json_object import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 # The library takes hundreds of bytes a token while it encodes, and longer a token for longer texts:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from trainer.data.errors import DataError
+from trainer.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst")

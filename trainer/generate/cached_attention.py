@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallel.pipeline.weight_gradients import WeightGradients, linear
+from parallel.tape.weight_gradients import WeightGradients, linear
 from trainer.generate.latent_cache import LatentCache
 from trainer.model.attention import MLA
 from trainer.model.rope import rotate

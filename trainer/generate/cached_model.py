@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import Config, DataConfig, ModelConfig
+from trainer.config.schema import Config, DataConfig, ModelConfig
 from trainer.generate.cached_attention import CachedMLA
 from trainer.generate.latent_cache import LatentCache
 from trainer.model.part import ModelPart

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from trainer.config import ModelConfig
+from trainer.checkpoint.hf.companions import GENERATION_FILE
+from trainer.checkpoint.hf.conversion import checked_model
+from trainer.checkpoint.hf.load import load_part
+from trainer.checkpoint.hf.reader import Checkpoint
+from trainer.config.schema import ModelConfig
 from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.generate.cached_model import CachedModel, begin_text, cached_part
-from trainer.hf.companions import GENERATION_FILE
-from trainer.hf.errors import CheckpointError
-from trainer.hf.load import load_part
-from trainer.hf.plan import checked_model
-from trainer.hf.reader import Checkpoint
-from trainer.json_object import read_json_object
+from trainer.io.json_object import read_json_object
 from trainer.model.part import ModelPart
 
 Progress = Callable[[int, int], None]

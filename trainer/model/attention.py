@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parallel.pipeline.tape import Tape
-from parallel.pipeline.weight_gradients import WeightGradients, linear
-from trainer.config import AttentionConfig, ModelConfig, RecomputeConfig
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, linear
+from trainer.config.schema import AttentionConfig, ModelConfig, RecomputeConfig
 from trainer.model.matrix import Matrix
 from trainer.model.norm import RMSNorm
 from trainer.model.rope import rotate, rotations, softmax_scale

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parallel.pipeline.passes import Pass
-from parallel.pipeline.tape import Tape
-from parallel.pipeline.weight_gradients import WeightGradients, embedding, linear
-from trainer.config import ModelConfig, RecomputeConfig
+from parallel.tape.passes import Pass
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, embedding, linear
+from trainer.config.schema import ModelConfig, RecomputeConfig
 from trainer.model.attention import MLA
 from trainer.model.matrix import Matrix
 from trainer.model.mlp import MLP

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Matrix(nn.Module):
-    """weight [rows, columns], for parallel.pipeline.weight_gradients.linear or embedding."""
+    """weight [rows, columns], for parallel.tape.weight_gradients.linear or embedding."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()

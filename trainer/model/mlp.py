@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from parallel.pipeline.tape import Tape
-from parallel.pipeline.weight_gradients import WeightGradients, linear
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, linear
 from trainer.model.matrix import Matrix
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from parallel.expert import router
 from parallel.expert.dispatch import Dispatcher
 from parallel.expert.experts import GroupedExperts
-from parallel.pipeline.passes import Pass
-from parallel.pipeline.tape import Tape
-from parallel.pipeline.weight_gradients import WeightGradients, linear
-from trainer.config import ModelConfig, MoEConfig, RecomputeConfig
+from parallel.tape.passes import Pass
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, linear
+from trainer.config.schema import ModelConfig, MoEConfig, RecomputeConfig
 from trainer.model.mlp import MLP
 
 

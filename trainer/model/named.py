@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from trainer.config import Config, ModelConfig
+from trainer.config.schema import Config, ModelConfig
 from trainer.model.part import ModelPart
 from trainer.model.whole import whole_model
 

@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from parallel.expert.dispatch import Dispatcher
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.model.attention import MLA
 from trainer.model.layer import Layer, MTPModule
 from trainer.model.matrix import Matrix
@@ -29,7 +29,7 @@ class ModelPart(nn.Module):
     def __init__(
         self,
         config: Config,
-        parts: Partition,
+        partition: Partition,
         stages: Iterable[int],
         dispatcher: Dispatcher,
         attention: type[MLA] = MLA,
@@ -38,14 +38,14 @@ class ModelPart(nn.Module):
         self._config, self._dispatcher, self._attention = config, dispatcher, attention
         model = config.model
         stages = sorted(set(stages))
-        if parts.embedding_stages() & set(stages):
+        if partition.embedding_stages() & set(stages):
             self.embed_tokens = Matrix(model.vocab_size, model.dim)
         self.layers = nn.ModuleDict()
         for stage in stages:
-            for index in parts.stage_layers(stage):
+            for index in partition.stage_layers(stage):
                 self.layers[str(index)] = self._layer(index, Layer)
-        if parts.last in stages:
-            for index in parts.mtp_layers():
+        if partition.last in stages:
+            for index in partition.mtp_layers():
                 self.layers[str(index)] = self._layer(index, MTPModule)
             self.norm = RMSNorm(model.dim, model.norm_eps)
             self.lm_head = Matrix(model.vocab_size, model.dim)

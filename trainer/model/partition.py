@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parallel.copies import Home
+from parallel.reduce.copies import Home
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Partition:
                 yield Home(frozenset({stage}), expert)
 
 
-def partition(
+def partition_layers(
     layers: int, stages: int, mtp_depth: int, layers_per_stage: list[int] | None = None
 ) -> Partition:
     """Spread layers over stages: as given, or evenly, earlier stages taking one more each where it

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.config import AttentionConfig, YarnConfig
+from trainer.config.schema import AttentionConfig, YarnConfig
 
 
 def rotations(positions: int, c: AttentionConfig) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer.config import Config, ModelConfig
+from trainer.config.schema import Config, ModelConfig
 from trainer.model.whole import whole_model
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from parallel.pipeline.passes import Pass
-from parallel.pipeline.tape import Tape
-from parallel.pipeline.weight_gradients import WeightGradients, embedding, linear
-from trainer.config import Config
+from parallel.tape.passes import Pass
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, embedding, linear
+from trainer.config.schema import Config
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition
 
@@ -32,7 +32,7 @@ class ModelStage:
 
     index: int
     part: ModelPart
-    parts: Partition
+    partition: Partition
     config: Config
 
     def forward(self, tape: Tape, x: Tensor | None, micro_batch: Tensor) -> Pass[Tensor | None]:
@@ -43,9 +43,9 @@ class ModelStage:
             x = tape.compute(
                 embedding, tokens_T, self.part.embed_tokens.weight, tape.weight_gradients
             )
-        for layer in self.parts.stage_layers(self.index):
+        for layer in self.partition.stage_layers(self.index):
             x = yield from self.part.layers[str(layer)](tape, x)
-        if self.index < self.parts.last or x is None:
+        if self.index < self.partition.last or x is None:
             return x
         yield from self._losses(tape, x, micro_batch)
         return None
@@ -57,7 +57,7 @@ class ModelStage:
         recompute = self.config.recompute.norm
         hidden_TD = tape.compute(self.part.norm.forward, x_TD, recompute=recompute)
         self._add_loss(tape, "loss", hidden_TD, self._tokens(micro_batch, 1), per_token)
-        for depth, layer in enumerate(self.parts.mtp_layers(), start=1):
+        for depth, layer in enumerate(self.partition.mtp_layers(), start=1):
             module = self.part.mtp_module(layer)
             known_T = self._tokens(micro_batch, depth).clamp(min=0)
             embed = self.part.embed_tokens.weight

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from parallel.expert.dispatch import LocalDispatcher
-from parallel.pipeline.passes import run
-from parallel.pipeline.tape import Tape
-from trainer.config import Config, MeshConfig
+from parallel.tape.passes import run
+from parallel.tape.tape import Tape
+from trainer.config.schema import Config, MeshConfig
 from trainer.model.attention import MLA
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition, partition
+from trainer.model.partition import Partition, partition_layers
 
 
 def whole_partition(config: Config) -> Partition:
     """One stage that holds everything."""
-    return partition(config.model.layers, 1, config.model.mtp.depth)
+    return partition_layers(config.model.layers, 1, config.model.mtp.depth)
 
 
 def whole_model(config: Config, attention: type[MLA] = MLA) -> ModelPart:

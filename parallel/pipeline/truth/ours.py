@@ -9,16 +9,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from parallel.groups import make_groups
-from parallel.pipeline.costs import CostModel
 from parallel.pipeline.executor import Executor
-from parallel.pipeline.lower import lower
-from parallel.pipeline.measured import ItemClock, start_together, timeline_of
-from parallel.pipeline.schedule import Schedule
-from parallel.pipeline.timeline import Timeline
 from parallel.pipeline.transport import Transport
 from parallel.pipeline.truth.sleeping import SHAPE, sleeping_stages
-from parallel.together import gather
+from parallel.ranks.groups import make_groups
+from parallel.ranks.together import gather, start_together
+from parallel.schedule.lower import lower
+from parallel.schedule.table import Schedule
+from parallel.study.costs import CostModel
+from parallel.study.measured import ItemClock, timeline_of
+from parallel.study.timeline import Timeline
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.multiprocessing
 
-from parallel.process import Process, join, leave
+from parallel.ranks.process import Process, join, leave
 
 
 def run_ranks(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from parallel.pipeline.lower import Message, inputs, outputs
-from parallel.pipeline.schedule import Action, Item, Overlap, Schedule
-from parallel.pipeline.timeline import Timeline
+from parallel.schedule.lower import Message, inputs, outputs
+from parallel.schedule.table import Action, Item, Overlap, Schedule
+from parallel.study.timeline import Timeline
 
 
 def replay(timeline: Timeline) -> float:

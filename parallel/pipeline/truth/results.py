@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from parallel.pipeline.costs import CostModel
-from parallel.pipeline.generators import generate
-from parallel.pipeline.schedule import Schedule
+from parallel.schedule.generators import generate
+from parallel.schedule.table import Schedule
+from parallel.study.costs import CostModel
 
 IN_TORCH = ("1f1b", "zbv", "dualpipev")
 
 
 @dataclass(frozen=True)
-class Plan:
+class TruthTest:
     """What to measure.
 
     names: schedules to run beside their simulation. with_torch: those to run beside torch's, of

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallel.pipeline.costs import CostModel, Costs
-from parallel.pipeline.passes import Pass
-from parallel.pipeline.schedule import Action, Schedule
-from parallel.pipeline.tape import Tape
+from parallel.schedule.table import Action, Schedule
+from parallel.study.costs import CostModel, Costs
+from parallel.tape.passes import Pass
+from parallel.tape.tape import Tape
 
 SHAPE = (4, 8)
 

@@ -22,10 +22,10 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
-from parallel.pipeline.costs import CostModel
-from parallel.pipeline.measured import start_together
-from parallel.pipeline.schedule import Schedule
 from parallel.pipeline.truth.sleeping import SHAPE, StageTimes, stage_times
+from parallel.ranks.together import start_together
+from parallel.schedule.table import Schedule
+from parallel.study.costs import CostModel
 
 CLASSES: Mapping[str, Any] = {
     "1f1b": Schedule1F1B,

@@ -1,0 +1,13 @@
+"""The base of all errors that can be foreseen."""
+
+from __future__ import annotations
+
+
+class TandemError(Exception):
+    """Something that one line explains to the person at the console; no traceback is needed.
+
+    exit_code: what a command that ends with it returns: 1, or 2 where the user asked for what
+    cannot be run (a config, a table, arguments).
+    """
+
+    exit_code = 1

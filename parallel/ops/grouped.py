@@ -1,0 +1,74 @@
+"""Grouped matrix products: rows sorted by expert, each expert with a matrix of its own.
+
+Which kernel runs was decided by measurement (docs/experts.md): torch's grouped_mm for products
+with the weights wherever it takes the operands; for weight gradients grouped_mm on CUDA, while on
+the CPU one addmm_ an expert straight into the gradient is faster, since grouped_mm cannot
+accumulate. A loop over experts serves what grouped_mm refuses (float64, unaligned widths).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grouped_mm
+
+from parallel.tape.weight_gradients import WeightGradients
+
+_ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
+
+
+def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, queue: WeightGradients):  # type: ignore[no-untyped-def]
+    """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O].
+
+    ends_E: int32, for each expert the row behind its last; the last one is P. The weight gradient
+    goes to `queue`.
+    """
+    return _GroupedLinear.apply(x_PI, weight_EOI, ends_E, queue)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_PI, weight_EOI, ends_E, queue):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x_PI, weight_EOI, ends_E)
+        ctx.queue = queue
+        return _product(x_PI, weight_EOI.transpose(1, 2), ends_E)
+
+    @staticmethod
+    def backward(ctx, grad_PO):  # type: ignore[no-untyped-def]
+        x_PI, weight_EOI, ends_E = ctx.saved_tensors
+        grad_PO = grad_PO.contiguous()
+        ctx.queue.defer(lambda: _accumulate(weight_EOI.grad, grad_PO, x_PI, ends_E))
+        return _product(grad_PO, weight_EOI, ends_E), None, None, None
+
+
+def _product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    """Each expert's rows times its matrix: [P, I], [E, I, O] -> [P, O]."""
+    if len(x_PI) and _served(x_PI, weight_EIO):
+        return grouped_mm(x_PI, weight_EIO, offs=ends_E)
+    y_PO = x_PI.new_empty(len(x_PI), weight_EIO.shape[2])
+    begin = 0
+    for expert, end in enumerate(ends_E.tolist()):
+        torch.mm(x_PI[begin:end], weight_EIO[expert], out=y_PO[begin:end])
+        begin = end
+    return y_PO
+
+
+def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor) -> None:
+    """Add each expert's weight gradient, its rows of grad transposed times its rows of x."""
+    if len(x_PI) and x_PI.is_cuda and _served(grad_PO, x_PI):
+        product_EOI = grouped_mm(grad_PO.t(), x_PI, offs=ends_E)
+        # Experts without a token have undefined gradients on some GPUs (pytorch issue 172439).
+        rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        into_EOI.add_(torch.where(rows_E[:, None, None] > 0, product_EOI, 0))
+        return
+    begin = 0
+    for expert, end in enumerate(ends_E.tolist()):
+        into_EOI[expert].addmm_(grad_PO[begin:end].t(), x_PI[begin:end])
+        begin = end
+
+
+def _served(a: Tensor, b: Tensor) -> bool:
+    """Whether grouped_mm takes these operands, without a sync on CUDA."""
+    dtypes = (torch.bfloat16,) if a.is_cuda else (torch.float32, torch.bfloat16)
+    widths = (a.shape[-1], *b.shape[-2:])
+    return a.dtype in dtypes and all(width * a.element_size() % _ALIGNMENT == 0 for width in widths)

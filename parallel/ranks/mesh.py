@@ -1,0 +1,70 @@
+"""The mesh: how world ranks are laid out over pipeline, expert-data and expert parallelism.
+
+world = pipeline x expert_data x expert, the expert rank fastest, so that the ranks that exchange
+tokens with each other are neighbours (one node); data rank = (expert-data rank, expert rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+RankSet: TypeAlias = tuple[int, ...]
+"""World ranks, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """A world rank's place in the mesh."""
+
+    pipeline: int
+    expert_data: int
+    expert: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Sizes of the three dimensions."""
+
+    pipeline: int = 1
+    expert_data: int = 1
+    expert: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.pipeline * self.data
+
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks: each trains on its own part of the batch."""
+        return self.expert_data * self.expert
+
+    def coordinate(self, rank: int) -> Coordinate:
+        pipeline, data = divmod(rank, self.data)
+        return Coordinate(pipeline, *divmod(data, self.expert))
+
+    def rank(self, place: Coordinate) -> int:
+        return (place.pipeline * self.expert_data + place.expert_data) * self.expert + place.expert
+
+    def data_rank(self, rank: int) -> int:
+        return rank % self.data
+
+    def pipeline_group(self, rank: int) -> RankSet:
+        """The ranks of this rank's pipeline, by pipeline rank."""
+        return tuple(range(rank % self.data, self.world, self.data))
+
+    def expert_group(self, rank: int) -> RankSet:
+        """The ranks that this rank exchanges tokens with, by expert rank."""
+        first = rank - rank % self.expert
+        return tuple(range(first, first + self.expert))
+
+    def holders(self, pipeline_ranks: Iterable[int], expert: int | None) -> RankSet:
+        """World ranks at these pipeline ranks; only those with this expert rank, if given."""
+        experts = range(self.expert) if expert is None else (expert,)
+        return tuple(
+            self.rank(Coordinate(pipeline, expert_data, expert_rank))
+            for pipeline in sorted(pipeline_ranks)
+            for expert_data in range(self.expert_data)
+            for expert_rank in experts
+        )

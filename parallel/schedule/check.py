@@ -1,0 +1,276 @@
+"""The check: proves that a schedule table is complete, ordered and free of deadlocks.
+
+First the table: every action there exactly once and on its rank, and the program orders can all
+be followed. Then the lowered table: every channel first in first out, sends and receives matched
+one to one and in order, and no deadlock even where a send blocks until its receive is posted.
+Each violation is one line that names the rank, the position in its program and the action.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.lower import Channel, Lowered, Message, inputs, lower, outputs
+from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError, actions
+
+# What an action computes: B and I both make the input gradient, so either fills that slot.
+Slot: TypeAlias = tuple[str, int, int, int]
+# ("posted", message) by its receiver, ("arrived", message) there.
+Event: TypeAlias = tuple[str, Message]
+SLOT_OF_KIND = {"F": "F", "B": "B or I", "I": "B or I", "W": "W"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a table that holds its promises needs.
+
+    peak_in_flight: activations held at once, by rank, in full stages (one P-th of the model each).
+    messages: sent in one step of training, by all ranks. lowered: the table with them.
+    """
+
+    peak_in_flight: tuple[float, ...]
+    messages: int
+    lowered: Lowered = field(repr=False)
+
+
+@collector_paused()
+def check(schedule: Schedule) -> Report:
+    """Check a table, and its lowering; raise ScheduleError that names the first violation.
+
+    A table with `training=False` has forwards only; any other has, for every micro-batch on every
+    stage, one F and then one B, or one F, one I and one W in this order.
+    """
+    seen = _check_actions(schedule)
+    _check_order(schedule, seen)
+    _check_complete(schedule, seen)
+    lowered = lower(schedule)
+    check_lowered(lowered)
+    messages = sum(len(step.sends) for program in lowered.programs for step in program)
+    return Report(peak_in_flight(schedule), messages, lowered)
+
+
+def peak_in_flight(schedule: Schedule) -> tuple[float, ...]:
+    """Most activations held at once, by rank, in full stages.
+
+    Held from the begin of F to the end of B or W; without training, to the end of F.
+    """
+    releases = "BW" if schedule.training else "F"
+    peaks = []
+    for program in schedule.programs:
+        held = peak = 0
+        for item in program:
+            kinds = [action.kind for action in actions(item)]
+            held += kinds.count("F")
+            peak = max(peak, held)  # before the release: a pair holds both of its micro-batches
+            held -= sum(kind in releases for kind in kinds)
+        peaks.append(peak * schedule.stage_share)
+    return tuple(peaks)
+
+
+def check_lowered(lowered: Lowered) -> None:
+    """Check the communication of a lowered table whose schedule `check` has accepted."""
+    for rank, program in enumerate(lowered.programs):
+        for position, step in enumerate(program):
+            expected = outputs(lowered.schedule, step.item)
+            if step.sends != expected:
+                raise ScheduleError(
+                    f"{_at(rank, position, step.item)} sends {_text(step.sends)}, "
+                    f"but makes {_text(expected)}"
+                )
+    _check_channels(lowered)
+    _check_rendezvous(lowered)
+
+
+def _at(rank: int, position: int, item: Item | str) -> str:
+    return f"rank {rank}, position {position}: {item}"
+
+
+def _text(messages: tuple[Message, ...]) -> str:
+    return ", then ".join(map(str, messages)) or "nothing"
+
+
+def _slot(action: Action) -> Slot:
+    return SLOT_OF_KIND[action.kind], action.flow, action.stage, action.micro_batch
+
+
+def _slot_text(slot: Slot) -> str:
+    kind, flow, stage, micro_batch = slot
+    return f"{kind}(flow {flow}, stage {stage}, micro-batch {micro_batch})"
+
+
+def _needs(action: Action, last_stage: int) -> list[Slot]:
+    """What must have run before `action` can."""
+    flow, stage, micro_batch = action.flow, action.stage, action.micro_batch
+    if action.kind == "F":
+        return [("F", flow, stage - 1, micro_batch)] if stage else []
+    if action.kind == "W":
+        return [("B or I", flow, stage, micro_batch)]
+    own: Slot = ("F", flow, stage, micro_batch)
+    return [own, ("B or I", flow, stage + 1, micro_batch)] if stage < last_stage else [own]
+
+
+def _check_actions(schedule: Schedule) -> dict[Slot, tuple[int, int, Action]]:
+    """Every action is known, on its rank, and there once; where each slot is filled."""
+    if len(schedule.programs) != schedule.ranks:
+        raise ScheduleError(f"{len(schedule.programs)} programs for {schedule.ranks} ranks")
+    if schedule.micro_batches % schedule.flows:
+        raise ScheduleError(
+            f"{schedule.micro_batches} micro-batches do not divide into {schedule.flows} flows"
+        )
+    micro_batches = schedule.micro_batches_per_flow
+    seen: dict[Slot, tuple[int, int, Action]] = {}
+    for rank, position, item in schedule.items():
+        if isinstance(item, Overlap) and item.forward.kind + item.backward.kind != "FB":
+            raise ScheduleError(f"{_at(rank, position, item)} is not a pair of an F and a B")
+        for action in actions(item):
+            here = _at(rank, position, str(action))
+            holder = schedule.placement.get((action.flow, action.stage))
+            if holder != rank:
+                where = "no rank holds it" if holder is None else f"it is placed on rank {holder}"
+                raise ScheduleError(f"{here} has a stage that is not on this rank: {where}")
+            if not 0 <= action.micro_batch < micro_batches:
+                raise ScheduleError(f"{here} is not one of {micro_batches} micro-batches")
+            if not schedule.training and action.kind != "F":
+                raise ScheduleError(f"{here} in a table of forwards only")
+            slot = _slot(action)
+            if slot in seen:
+                _, earlier, first = seen[slot]
+                raise ScheduleError(f"{here} repeats {first} of position {earlier}")
+            seen[slot] = rank, position, action
+    return seen
+
+
+def _check_order(schedule: Schedule, seen: dict[Slot, tuple[int, int, Action]]) -> None:
+    """All programs can be followed to their ends: whatever an item waits for comes before it."""
+    last_stage = schedule.stages - 1
+    needs = [
+        [[n for action in actions(item) for n in _needs(action, last_stage)] for item in program]
+        for program in schedule.programs
+    ]
+    done: set[Slot] = set()
+    positions = [0] * schedule.ranks
+    waiting: dict[Slot, list[int]] = defaultdict(list)
+    awake = list(range(schedule.ranks))
+    while awake:
+        rank = awake.pop()
+        program = schedule.programs[rank]
+        while positions[rank] < len(program):
+            missing = next((n for n in needs[rank][positions[rank]] if n not in done), None)
+            if missing:
+                waiting[missing].append(rank)
+                break
+            for action in actions(program[positions[rank]]):
+                done.add(_slot(action))
+                awake += waiting.pop(_slot(action), [])
+            positions[rank] += 1
+
+    stuck = {rank: slot for slot, ranks in waiting.items() for rank in ranks}
+    if not stuck:
+        return
+    # The root first: what nobody runs, then what this rank itself runs too late, then a circle.
+    rank = min(stuck, key=lambda r: (stuck[r] in seen, seen.get(stuck[r], (r,))[0] != r, r))
+    here = _at(rank, positions[rank], schedule.programs[rank][positions[rank]])
+    if stuck[rank] not in seen:
+        raise ScheduleError(f"{here} waits for {_slot_text(stuck[rank])}, which no rank runs")
+    source, position, action = seen[stuck[rank]]
+    blocker = "comes only" if source == rank else f"cannot run before: rank {source} has it"
+    raise ScheduleError(f"{here} waits for {action}, which {blocker} at position {position}")
+
+
+def _check_complete(schedule: Schedule, seen: dict[Slot, tuple[int, int, Action]]) -> None:
+    for (flow, stage), rank in sorted(schedule.placement.items()):
+        end = len(schedule.programs[rank])
+        for micro_batch in range(schedule.micro_batches_per_flow):
+            key = flow, stage, micro_batch
+            wanted = ["F", "B or I"] if schedule.training else ["F"]
+            for kind in wanted:
+                if (kind, *key) not in seen:
+                    text = _slot_text((kind, *key))
+                    raise ScheduleError(_at(rank, end, f"the program ends without {text}"))
+            if not schedule.training:
+                continue
+            split = seen["B or I", *key][2].kind == "I"
+            if split and ("W", *key) not in seen:
+                text = _slot_text(("W", *key))
+                raise ScheduleError(_at(rank, end, f"the program ends without {text}"))
+            if not split and ("W", *key) in seen:
+                _, position, action = seen["W", *key]
+                raise ScheduleError(f"{_at(rank, position, action)} follows a B, which left none")
+
+
+def _check_channels(lowered: Lowered) -> None:
+    """On every channel the receives are what is sent, one to one and in the same order."""
+    sends: dict[Channel, list[tuple[int, Item, Message]]] = defaultdict(list)
+    receives: dict[Channel, list[tuple[int, Item, Message]]] = defaultdict(list)
+    for rank, program in enumerate(lowered.programs):
+        for position, step in enumerate(program):
+            for message in step.sends:
+                sends[rank, message.destination].append((position, step.item, message))
+            for message in step.receives:
+                receives[message.source, rank].append((position, step.item, message))
+    for channel in sorted(sends.keys() | receives.keys()):
+        source, destination = channel
+        for out, into in zip(sends[channel], receives[channel]):
+            if out[2] != into[2]:
+                raise ScheduleError(
+                    f"{_at(destination, into[0], into[1])} receives the {into[2]} where rank "
+                    f"{source}, position {out[0]} sends the {out[2]}"
+                )
+        matched = min(len(sends[channel]), len(receives[channel]))
+        for position, item, message in sends[channel][matched:]:
+            raise ScheduleError(
+                f"{_at(source, position, item)} sends the {message}, which is never received"
+            )
+        for position, item, message in receives[channel][matched:]:
+            raise ScheduleError(
+                f"{_at(destination, position, item)} receives the {message}, which is never sent"
+            )
+
+
+def _check_rendezvous(lowered: Lowered) -> None:
+    """No deadlock even where a send blocks until the matching receive is posted."""
+    happened: set[Event] = set()
+    waiting: dict[Event, tuple[int, str]] = {}
+    awake = list(range(len(lowered.programs)))
+
+    def happen(event: Event) -> None:
+        happened.add(event)
+        if event in waiting:
+            awake.append(waiting.pop(event)[0])
+
+    ranks = [_follow(lowered, rank, happened, happen) for rank in awake]
+    while awake:
+        rank = awake.pop()
+        blocked = next(ranks[rank], None)
+        if blocked:
+            event, where = blocked
+            waiting[event] = rank, where
+    if waiting:
+        # The root first: a blocked sender, before those who wait for what it would send later.
+        event = min(waiting, key=lambda event: (event[0] != "posted", waiting[event][0]))
+        raise ScheduleError(waiting[event][1])
+
+
+def _follow(
+    lowered: Lowered, rank: int, happened: set[Event], happen: Callable[[Event], None]
+) -> Iterator[tuple[Event, str]]:
+    """Run one rank's steps; yields the event it is blocked on, and the line that says so."""
+    for position, step in enumerate(lowered.programs[rank]):
+        for message in step.receives:
+            happen(("posted", message))
+        for message in inputs(lowered.schedule, step.item):
+            if ("arrived", message) not in happened:
+                here = _at(rank, position, step.item)
+                yield ("arrived", message), f"{here} waits for ever for the {message}"
+        for message in step.sends:
+            if ("posted", message) not in happened:
+                here = _at(rank, position, step.item)
+                yield (
+                    ("posted", message),
+                    f"{here} is blocked sending the {message}, whose receive is not posted",
+                )
+            happen(("arrived", message))

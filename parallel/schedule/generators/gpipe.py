@@ -1,0 +1,21 @@
+"""GPipe (arXiv 1811.06965): every forward, then every backward."""
+
+from __future__ import annotations
+
+from parallel.schedule.table import Action, Program, Schedule, require_counts
+
+
+def gpipe(ranks: int, micro_batches: int) -> Schedule:
+    """GPipe for any number of ranks and micro-batches; holds `micro_batches` activations a rank.
+
+    Raises ScheduleError for a count below 1.
+    """
+    require_counts("gpipe", ranks, micro_batches)
+    placement = {(0, rank): rank for rank in range(ranks)}
+    programs = tuple(_program(rank, micro_batches) for rank in range(ranks))
+    return Schedule("gpipe", ranks, micro_batches, placement, programs)
+
+
+def _program(stage: int, micro_batches: int) -> Program:
+    # Backwards in forward order: the last stage frees the oldest activation first.
+    return tuple(Action(kind, 0, stage, m) for kind in ("F", "B") for m in range(micro_batches))

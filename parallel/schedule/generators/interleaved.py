@@ -1,0 +1,45 @@
+"""Interleaved 1F1B (arXiv 2104.04473, section 2.2): several stages a rank, for a shorter fill.
+
+Stage s is on rank s mod P. A rank takes its stages in turn, P micro-batches at a time, which is
+how long the first of them needs to come round to it again.
+"""
+
+from __future__ import annotations
+
+from parallel.schedule.table import Action, Program, Schedule, ScheduleError, require_counts
+
+
+def interleaved(ranks: int, micro_batches: int, stages_a_rank: int = 2) -> Schedule:
+    """Interleaved 1F1B with v = `stages_a_rank` stages a rank, in the order of Megatron-LM.
+
+    Rank 0 holds (2 (ranks - 1) + 1) / v + ranks (v - 1) / v activations at most, in full stages.
+    Raises ScheduleError unless micro_batches is a multiple of ranks.
+    """
+    require_counts("interleaved", ranks, micro_batches)
+    if stages_a_rank < 1:
+        raise ScheduleError(f"interleaved needs at least 1 stage a rank, got {stages_a_rank}")
+    if micro_batches % ranks:
+        above = micro_batches + ranks - micro_batches % ranks
+        raise ScheduleError(
+            f"interleaved needs pipeline.micro_batches to be a multiple of mesh.pipeline = "
+            f"{ranks}, got {micro_batches}: set pipeline.micro_batches to {above}"
+        )
+    placement = {(0, stage): stage % ranks for stage in range(stages_a_rank * ranks)}
+    programs = tuple(_program(rank, ranks, micro_batches, stages_a_rank) for rank in range(ranks))
+    return Schedule("interleaved", ranks, micro_batches, placement, programs)
+
+
+def _program(rank: int, ranks: int, micro_batches: int, stages_a_rank: int) -> Program:
+    forwards, backwards = [], []
+    for first in range(0, micro_batches, ranks):
+        group = range(first, first + ranks)
+        stages = range(rank, stages_a_rank * ranks, ranks)
+        forwards += [Action("F", 0, stage, m) for stage in stages for m in group]
+        backwards += [Action("B", 0, stage, m) for stage in reversed(stages) for m in group]
+
+    # Warm-up: to the first backward of the last stage, and two for each rank on its way here.
+    warm_up = min(ranks * (stages_a_rank - 1) + 2 * (ranks - 1 - rank), len(forwards))
+    items = forwards[:warm_up]
+    for forward, backward in zip(forwards[warm_up:], backwards):
+        items += [forward, backward]
+    return (*items, *backwards[len(forwards) - warm_up :])

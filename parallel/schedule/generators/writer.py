@@ -1,0 +1,58 @@
+"""Writes one rank's program, for schedules that are told by phases rather than by micro-batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal, TypeAlias
+
+from parallel.schedule.table import Action, Item, Overlap, Program
+
+Place: TypeAlias = tuple[int, int]
+
+
+class Writer:
+    """Counts each phase's micro-batches as they go by, and remembers the weights that I leaves.
+
+    places: (flow, stage) of each phase. micro_batches: of each phase; what counts beyond them is
+    left out of the program (an overlapped pair must not be), so that a schedule written for more
+    can be run with fewer: whole micro-batches go, and what is left keeps its order.
+    """
+
+    def __init__(self, places: tuple[Place, ...], micro_batches: int) -> None:
+        self._items: list[Item] = []
+        self._places = places
+        self._micro_batches = micro_batches
+        self._forwards = [0] * len(places)
+        self._backwards = [0] * len(places)
+        self._left: deque[Action] = deque()
+
+    @property
+    def program(self) -> Program:
+        return tuple(self._items)
+
+    def forward(self, phase: int = 0) -> None:
+        self._add(self._next("F", phase))
+
+    def backward(self, kind: Literal["B", "I"], phase: int = 0) -> None:
+        action = self._next(kind, phase)
+        self._add(action)
+        if kind == "I":
+            self._left.append(Action("W", action.flow, action.stage, action.micro_batch))
+
+    def overlap(self, forward_phase: int, backward_phase: int) -> None:
+        forward, backward = self._next("F", forward_phase), self._next("B", backward_phase)
+        self._items.append(Overlap(forward, backward))
+
+    def weights(self) -> None:
+        """The oldest weight gradients that an I has left, of any phase."""
+        self._add(self._left.popleft())
+
+    def _add(self, action: Action) -> None:
+        if action.micro_batch < self._micro_batches:
+            self._items.append(action)
+
+    def _next(self, kind: Literal["F", "B", "I"], phase: int) -> Action:
+        counts = self._forwards if kind == "F" else self._backwards
+        flow, stage = self._places[phase]
+        counts[phase] += 1
+        return Action(kind, flow, stage, counts[phase] - 1)

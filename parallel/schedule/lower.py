@@ -1,0 +1,256 @@
+"""The lowering: adds to a schedule table the messages between ranks, and when each is posted.
+
+What an executor does with a step: it posts `receives` (asynchronously), runs `item`, whose actions
+each wait for their own input message only, then issues `sends` (asynchronously, though the proof
+below allows it to wait).
+
+A channel is a pair (source, destination), first in first out over all its messages. So receives
+are posted in the order in which the source sends: `ahead` items before use, earlier where a
+message behind them on the channel is used first, and in any case no later than the following.
+
+No deadlock. Number all items so that each comes after those it needs and those before it on its
+rank; such an order exists if the programs can be followed at all. Every receive is posted before
+the first item of its rank that comes after the one that sends. Then even sends that block until
+their receive is posted cannot stop the pipeline: of all ranks that are stuck, take the one whose
+item x comes first. If x waits for an input, the rank that makes it is stuck at an item before x.
+If x has run and its send blocks, the receiver is stuck before it posts, so at an item before x.
+Both contradict the choice of x.
+
+Neighbouring stages on one rank hand over locally, with no message.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from math import inf
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.table import Action, Item, Kind, Overlap, Schedule, ScheduleError, actions
+
+Channel: TypeAlias = tuple[int, int]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Message(NamedTuple):
+    """What one rank sends another: an activation down the flow, or a gradient back up.
+
+    stage: the one that consumes it.
+    """
+
+    kind: Literal["activation", "gradient"]
+    flow: int
+    stage: int
+    micro_batch: int
+    source: int
+    destination: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind}(flow {self.flow}, stage {self.stage}, micro-batch {self.micro_batch}, "
+            f"rank {self.source} -> rank {self.destination})"
+        )
+
+
+Messages: TypeAlias = tuple[Message, ...]
+
+
+class Step(NamedTuple):
+    """One item of a program, the receives to post before it and the sends to issue after it.
+
+    waits: what its actions wait for, `inputs(schedule, item)`.
+    """
+
+    receives: Messages
+    item: Item
+    sends: Messages
+    waits: Messages
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A schedule with its communication: one program of steps a rank."""
+
+    schedule: Schedule
+    programs: tuple[tuple[Step, ...], ...]
+
+
+def received(schedule: Schedule, action: Action) -> Message | None:
+    """The message that `action` waits for; None where its input is local or it has none."""
+    kind, flow, stage, micro_batch = action.kind, action.flow, action.stage, action.micro_batch
+    if kind == "W":
+        return None
+    source = schedule.placement.get((flow, stage - 1 if kind == "F" else stage + 1))
+    rank = schedule.placement[flow, stage]
+    if source is None or source == rank:
+        return None
+    name: Literal["activation", "gradient"] = "activation" if kind == "F" else "gradient"
+    return Message(name, flow, stage, micro_batch, source, rank)
+
+
+def sent(schedule: Schedule, action: Action) -> Message | None:
+    """The message that `action` makes; None where its output stays on the rank or it has none."""
+    kind, flow, micro_batch = action.kind, action.flow, action.micro_batch
+    if kind == "W":
+        return None
+    stage = action.stage + 1 if kind == "F" else action.stage - 1
+    destination = schedule.placement.get((flow, stage))
+    rank = schedule.placement[flow, action.stage]
+    if destination is None or destination == rank:
+        return None
+    name: Literal["activation", "gradient"] = "activation" if kind == "F" else "gradient"
+    return Message(name, flow, stage, micro_batch, rank, destination)
+
+
+def inputs(schedule: Schedule, item: Item) -> tuple[Message, ...]:
+    """The messages that the actions of `item` wait for."""
+    messages = (received(schedule, action) for action in actions(item))
+    return tuple(message for message in messages if message)
+
+
+def outputs(schedule: Schedule, item: Item) -> tuple[Message, ...]:
+    """The messages that `item` makes, in the order they are sent."""
+    # A pair's gradient first: backwards are what the drain of the pipeline waits for.
+    messages = (sent(schedule, action) for action in reversed(actions(item)))
+    return tuple(message for message in messages if message)
+
+
+def channels(lowered: Lowered) -> set[Channel]:
+    """The channels that messages go through."""
+    steps = chain.from_iterable(lowered.programs)
+    return {(message.source, message.destination) for step in steps for message in step.sends}
+
+
+@collector_paused()
+def lower(schedule: Schedule, ahead: int = 2) -> Lowered:
+    """Add sends and receives to `schedule`, each receive posted at least `ahead` items before use.
+
+    If the programs can be followed at all, the result has no deadlock, even if every send blocked
+    until its receive is posted.
+    Raises ScheduleError where a message is sent that no item uses, or used that none sends.
+    """
+    mail = _Mail(schedule)
+    sends = [[mail.outputs(item) for item in program] for program in schedule.programs]
+    waits = [[mail.inputs(item) for item in program] for program in schedule.programs]
+    uses = [
+        {message: position for position, messages in enumerate(program) for message in messages}
+        for program in waits
+    ]
+    ends = _ends(schedule, sends, waits)
+    channels: dict[Channel, list[tuple[Message, float]]] = defaultdict(list)
+    for program_sends, program_ends in zip(sends, ends):
+        for messages, end in zip(program_sends, chain(program_ends, repeat(inf))):
+            for message in messages:
+                channels[message.source, message.destination].append((message, end))
+
+    receives: list[dict[int, Messages]] = [{} for _ in schedule.programs]
+    for (_, destination), in_order in sorted(channels.items()):
+        positions = _posting_positions(in_order, uses[destination], ends[destination], ahead)
+        posted = receives[destination]
+        for (message, _), position in zip(in_order, positions):
+            posted[position] = (*posted.get(position, ()), message)
+    for unsent in uses:
+        for message, position in unsent.items():
+            raise ScheduleError(
+                f"rank {message.destination}, position {position} waits for the {message}, which "
+                "is never sent"
+            )
+
+    programs = tuple(
+        tuple(Step(posted.get(i, ()), *step) for i, step in enumerate(zip(*columns)))
+        for posted, *columns in zip(receives, schedule.programs, sends, waits)
+    )
+    return Lowered(schedule, programs)
+
+
+class _Mail:
+    """`inputs` and `outputs` of a schedule's items, quickly: one search for each kind and stage."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        firsts = [
+            Action(kind, flow, stage, 0) for flow, stage in schedule.placement for kind in KINDS
+        ]
+        self._received = {(a.kind, a.flow, a.stage): received(schedule, a) for a in firsts}
+        self._sent = {(a.kind, a.flow, a.stage): sent(schedule, a) for a in firsts}
+
+    def inputs(self, item: Item) -> Messages:
+        if isinstance(item, Overlap):
+            return self._of(self._received, item.forward) + self._of(self._received, item.backward)
+        return self._of(self._received, item)
+
+    def outputs(self, item: Item) -> Messages:
+        if isinstance(item, Overlap):
+            return self._of(self._sent, item.backward) + self._of(self._sent, item.forward)
+        return self._of(self._sent, item)
+
+    @staticmethod
+    def _of(messages: Mapping[tuple[Kind, int, int], Message | None], action: Action) -> Messages:
+        first = messages[action.kind, action.flow, action.stage]
+        if first is None:
+            return ()
+        kind, flow, stage, _, source, destination = first
+        return (Message(kind, flow, stage, action.micro_batch, source, destination),)
+
+
+def _ends(
+    schedule: Schedule, sends: list[list[Messages]], waits: list[list[Messages]]
+) -> list[list[int]]:
+    """When each item would end, by rank, if F, I and W took one unit and a transfer no time.
+
+    This time, and then the rank, puts items in an order that can be followed. A rank that would
+    wait for ever has no more ends than items before.
+    """
+    ends: list[list[int]] = [[] for _ in schedule.programs]
+    sent_at: dict[Message, int] = {}
+    waiting: dict[Message, int] = {}
+    awake = list(range(schedule.ranks))
+    while awake:
+        rank = awake.pop()
+        program, done, rank_sends, rank_waits = (
+            schedule.programs[rank], ends[rank], sends[rank], waits[rank]
+        )  # fmt: skip
+        clock = done[-1] if done else 0
+        for position in range(len(done), len(program)):
+            begin = clock
+            for message in rank_waits[position]:
+                arrival = sent_at.get(message)
+                if arrival is None:
+                    waiting[message] = rank
+                    break
+                begin = max(begin, arrival)
+            else:
+                item = program[position]
+                clock = begin + (3 if isinstance(item, Overlap) else 1 + (item.kind == "B"))
+                done.append(clock)
+                for message in rank_sends[position]:
+                    sent_at[message] = clock
+                    if message in waiting:
+                        awake.append(waiting.pop(message))
+                continue
+            break
+    return ends
+
+
+def _posting_positions(
+    messages: list[tuple[Message, float]], uses: dict[Message, int], ends: list[int], ahead: int
+) -> list[int]:
+    """Where to post one channel's receives, in its send order. Takes what it finds from `uses`.
+
+    messages: with the end of the item that sends. ends: of the receiver's items.
+    """
+    positions = []
+    for message, end in messages:
+        if message not in uses:
+            raise ScheduleError(f"rank {message.destination} never uses the {message}")
+        # The receiver's first item after the one that sends; of two that end together, the one
+        # on the lower rank comes first.
+        search = bisect_left if message.source < message.destination else bisect_right
+        positions.append(max(0, min(uses.pop(message) - ahead, search(ends, end))))
+    # First in, first out: nothing may be posted after what is sent behind it.
+    for i in range(len(positions) - 2, -1, -1):
+        positions[i] = min(positions[i], positions[i + 1])
+    return positions

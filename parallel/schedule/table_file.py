@@ -1,0 +1,138 @@
+"""Schedule tables as JSON files: what a search has found, or what is written by hand.
+
+    {"rank0": [["F", flow, stage, micro_batch], ["FB", [flow, stage, micro_batch], [...]], ...],
+     "rank1": ...}
+
+An item is a kind (F, B, I or W) with its flow, stage and micro-batch, or an overlapped pair FB with
+those of its forward and of its backward. Placement and the number of micro-batches follow from the
+rows. Reading proves the form only; `check` proves that the table can be run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.lower import KINDS
+from parallel.schedule.table import (
+    Action,
+    Item,
+    Overlap,
+    Program,
+    Schedule,
+    ScheduleError,
+    actions,
+)
+
+
+def write_table(schedule: Schedule, path: Path | str) -> None:
+    """Write a training schedule as a file that `read_table` gives back, one line a rank."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(table_text(schedule.rows()))
+
+
+@collector_paused()
+def read_table(path: Path | str) -> Schedule:
+    """The training schedule of a file, called by the file's name without its suffix.
+
+    Raises ScheduleError, in one line that names the file, the rank and the position in its program,
+    for anything that is not such a table.
+    """
+    where = f"schedule file {path}"
+    return table_of_rows(read_json(path, where), Path(path).stem, where)
+
+
+def table_text(rows: dict[str, list[list[object]]]) -> str:
+    """`rows` as JSON, one line a rank."""
+    lines = (f"{json.dumps(rank)}: {json.dumps(program)}" for rank, program in rows.items())
+    return "{" + ",\n ".join(lines) + "}\n"
+
+
+def read_json(path: Path | str, where: str) -> Any:
+    """What a JSON file says. Raises ScheduleError in one line that begins with `where`."""
+    try:
+        return json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
+    except OSError as error:
+        raise ScheduleError(f"{where}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ScheduleError(f"{where} is not JSON: {error}") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is there more than once")
+    return keys
+
+
+def table_of_rows(rows: object, name: str, where: str) -> Schedule:
+    """The schedule of rows as `Schedule.rows` makes them; errors begin with `where`."""
+    if not isinstance(rows, dict) or not rows:
+        raise ScheduleError(f'{where} must be {{"rank0": [...], "rank1": [...], ...}}')
+    programs: list[Program] = []
+    for rank in range(len(rows)):
+        if f"rank{rank}" not in rows:
+            raise ScheduleError(f"{where} has {len(rows)} keys, but no rank{rank}")
+        program = rows[f"rank{rank}"]
+        if not isinstance(program, list) or not program:
+            raise ScheduleError(f"{where}, rank {rank}: must be a list with at least one item")
+        programs.append(
+            tuple(
+                _item(row, f"{where}, rank {rank}, position {position}")
+                for position, row in enumerate(program)
+            )
+        )
+    placement = _placement(programs, where)
+    flows = {flow for flow, _ in placement}
+    if flows != set(range(len(flows))):
+        raise ScheduleError(f"{where} has flows {sorted(flows)}: they count from 0")
+    last = max(a.micro_batch for p in programs for item in p for a in actions(item))
+    return Schedule(name, len(programs), (1 + last) * len(flows), placement, tuple(programs))
+
+
+def _item(row: object, here: str) -> Item:
+    if isinstance(row, list):
+        if len(row) == 3 and row[0] == "FB" and _is_place(row[1]) and _is_place(row[2]):
+            return Overlap(Action("F", *row[1]), Action("B", *row[2]))
+        if row and _is_place(row[1:]):
+            for kind in KINDS:
+                if row[0] == kind:
+                    return Action(kind, *row[1:])
+    raise ScheduleError(
+        f"{here}: {_shortened(row)} is neither [kind, flow, stage, micro-batch] of a kind "
+        f'{", ".join(KINDS)} nor ["FB", [flow, stage, micro-batch], [flow, stage, micro-batch]], '
+        "with whole numbers from 0 up"
+    )
+
+
+def _is_place(numbers: object) -> bool:
+    """Whether these are the flow, stage and micro-batch of an action."""
+    return (
+        isinstance(numbers, list)
+        and len(numbers) == 3
+        and all(type(number) is int and number >= 0 for number in numbers)
+    )
+
+
+def _shortened(row: object) -> str:
+    text = json.dumps(row)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _placement(programs: list[Program], where: str) -> dict[tuple[int, int], int]:
+    """(flow, stage) -> the rank whose program has it."""
+    placement: dict[tuple[int, int], int] = {}
+    for rank, program in enumerate(programs):
+        for position, item in enumerate(program):
+            for action in actions(item):
+                holder = placement.setdefault((action.flow, action.stage), rank)
+                if holder != rank:
+                    raise ScheduleError(
+                        f"{where}, rank {rank}, position {position}: {action} has a stage that is "
+                        f"also on rank {holder}"
+                    )
+    return placement

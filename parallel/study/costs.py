@@ -1,0 +1,165 @@
+"""Costs of what a schedule does: times, messages and memory, and their YAML file.
+
+    forward: 1.0              # a number, for a full stage, or a list with one for each stage
+    input_grad: [1.0, 1.1, 1.1, 2.0]
+    bandwidth: .inf
+
+A key that is left out has its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError
+
+Cost: TypeAlias = float | Sequence[float]
+BY_STAGE = ("forward", "input_grad", "weight_grad", "optimizer", "activation", "pending_fraction")
+BY_RANK = ("pair_factor",)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs in any one unit of time, the same for all of them, and any one of memory.
+
+    forward, input_grad, weight_grad: F, I and W; a B costs I + W. A number is the cost of a full
+    stage, one P-th of the model for P ranks, so a V's half-size stage costs half of it. A sequence
+    has one cost for each stage of the schedule, of that stage as it is.
+    pair_factor: the cost of an overlapped pair over the sum of its parts; a sequence is by rank.
+    optimizer: at the end of a rank's program, for every stage it holds; as forward.
+    optimizer_waits: all ranks begin it together, as clipping by the norm of all gradients needs;
+    if not, each begins after its own last item.
+    hop: the latency of one message from one rank to the next, the same for every stage size: a
+    V's message has as many activations as a full stage's. message_bytes, bandwidth: of a channel,
+    in bytes a unit of time; its messages go one after the other, at the latency of one.
+    activation: memory of one micro-batch's activations, from F to B or W; as forward.
+    pending_fraction: the part of it that is still held from the end of I to the end of W; a
+    number is for every stage.
+    """
+
+    forward: Cost = 1.0
+    input_grad: Cost = 1.0
+    weight_grad: Cost = 1.0
+    pair_factor: Cost = 1.0
+    optimizer: Cost = 0.0
+    optimizer_waits: bool = True
+    hop: float = 0.0
+    message_bytes: float = 0.0
+    bandwidth: float = inf
+    activation: Cost = 1.0
+    pending_fraction: Cost = 1.0
+
+    @property
+    def transmission(self) -> float:
+        """How long one message keeps its channel busy."""
+        return self.message_bytes / self.bandwidth
+
+
+class Costs:
+    """A cost model made out for one schedule.
+
+    activation, pending: memory by stage, from F to I and from I to W.
+    Raises ScheduleError for costs that do not fit its stages and ranks.
+    """
+
+    def __init__(self, model: CostModel, schedule: Schedule) -> None:
+        stages, share = schedule.stages, schedule.stage_share
+        forward = _each("forward", model.forward, stages, "stages", share)
+        input_grad = _each("input_grad", model.input_grad, stages, "stages", share)
+        weight_grad = _each("weight_grad", model.weight_grad, stages, "stages", share)
+        backward = [i + w for i, w in zip(input_grad, weight_grad)]
+        self._by_kind = {"F": forward, "B": backward, "I": input_grad, "W": weight_grad}
+        self._pair_factor = _each("pair_factor", model.pair_factor, schedule.ranks, "ranks")
+        optimizer = _each("optimizer", model.optimizer, stages, "stages", share)
+        self.optimizer = [
+            sum(optimizer[stage] for _, stage in schedule.stages_of(rank))
+            for rank in range(schedule.ranks)
+        ]
+        self.activation = _each("activation", model.activation, stages, "stages", share)
+        fraction = _each("pending_fraction", model.pending_fraction, stages, "stages")
+        self.pending = [f * a for f, a in zip(fraction, self.activation)]
+
+    def duration(self, rank: int, item: Item) -> float:
+        """How long `rank` computes on `item`."""
+        if isinstance(item, Overlap):
+            both = self._alone(item.forward) + self._alone(item.backward)
+            return self._pair_factor[rank] * both
+        return self._by_kind[item.kind][item.stage]
+
+    def _alone(self, action: Action) -> float:
+        return self._by_kind[action.kind][action.stage]
+
+
+def _each(name: str, cost: Cost, count: int, what: str, share: float = 1.0) -> list[float]:
+    if not isinstance(cost, Sequence):
+        return [cost * share] * count
+    if len(cost) != count:
+        raise ScheduleError(f"costs: {name} has {len(cost)} numbers for {count} {what}")
+    return list(cost)
+
+
+def read_costs(path: Path | str) -> CostModel:
+    """The cost model of a YAML file.
+
+    Raises ScheduleError, in one line that names the file and the key, for anything but costs.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScheduleError(f"costs: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ScheduleError(f"costs: {path} must be keys and their costs, not {values!r}")
+    keys = [field.name for field in dataclasses.fields(CostModel)]
+    for key, value in values.items():
+        if key not in keys:
+            raise ScheduleError(f"costs: {path} has a key {key!r}; there are {', '.join(keys)}")
+        if not _fits(key, value):
+            raise ScheduleError(f"costs: {path}: {key} must be {_wanted(key)}, got {value!r}")
+    costs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return CostModel(**costs)
+
+
+def write_costs(costs: CostModel, path: Path | str) -> None:
+    """Write `costs` as a YAML file that `read_costs` gives back."""
+    values = {
+        key: [float(cost) for cost in value] if isinstance(value, Sequence) else value
+        for key, value in vars(costs).items()
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+
+
+def _wanted(key: str) -> str:
+    if key == "optimizer_waits":
+        return "true or false"
+    if key == "bandwidth":
+        return "a number above 0"
+    if key in BY_STAGE + BY_RANK:
+        return (
+            f"a number from 0 up, or a list of one for each {'rank' * (key in BY_RANK) or 'stage'}"
+        )
+    return "a number from 0 up"
+
+
+def _fits(key: str, value: object) -> bool:
+    if key == "optimizer_waits":
+        return isinstance(value, bool)
+    if isinstance(value, list) and key in BY_STAGE + BY_RANK:
+        return bool(value) and all(_is_cost(cost) for cost in value)
+    if key == "bandwidth":
+        return value == inf or (_is_cost(value) and value != 0)
+    return _is_cost(value)
+
+
+def _is_cost(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < inf  # type: ignore[operator]

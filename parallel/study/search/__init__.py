@@ -1,0 +1,92 @@
+"""The searched schedule: a better table than any handcrafted one, for given costs and memory.
+
+Simulated annealing over the orders on a V (see `words`), where the Ws fill what would be idle (see
+`run`). One rank's word changes a little, most often on the critical path; what comes after is run
+again; a worse run is kept with a probability that falls with how much worse it is, and with the
+temperature. Given the time, it is done several times over.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from parallel.schedule.check import check
+from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.table import Schedule, ScheduleError, require_counts
+from parallel.study.costs import CostModel
+from parallel.study.search.anneal import Annealing, Budget, Progress
+from parallel.study.search.bound import lower_bound
+from parallel.study.search.orders import TIE, Orders
+from parallel.study.search.starts import begin, fitting, handcrafted
+from parallel.study.simulate import simulate
+
+__all__ = ["Found", "Progress", "search"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    makespan, start_makespan: of the table, and of the best one that it began with, called
+    `start`, in the unit of the costs. lower_bound: no table on a V under this cap is done sooner.
+    """
+
+    schedule: Schedule
+    makespan: float
+    start: str
+    start_makespan: float
+    lower_bound: float
+    moves: int
+    seconds: float
+
+    @property
+    def optimal(self) -> bool:
+        """The makespan is the lower bound."""
+        return self.makespan <= self.lower_bound + TIE
+
+
+@collector_paused()
+def search(
+    costs: CostModel,
+    ranks: int,
+    micro_batches: int,
+    *,
+    memory_cap: float | None = None,
+    seconds: float = 60.0,
+    moves: int | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    start: Schedule | None = None,
+) -> Found:
+    """Search for the table on a V that is done soonest; never worse than the best it begins with.
+
+    memory_cap: activations a rank holds at most, in full stages; `ranks` + 1/2 by default, as
+    DualPipeV. seconds: how long to search, less if a table is as good as the lower bound. moves:
+    stop after so many instead; the same seed then gives the same table. start: begin with this
+    table rather than with the handcrafted ones. progress: called about once a second.
+    Raises ScheduleError for counts, a cap or a start that cannot be.
+    """
+    require_counts("searched", ranks, micro_batches)
+    cap = 2 * ranks + 1 if memory_cap is None else math.floor(2 * memory_cap + TIE)
+    if cap < 2:
+        raise ScheduleError(f"searched needs a memory cap of at least 1 full stage, got {cap / 2}")
+    begun = time.monotonic()
+    orders = Orders(costs, ranks, micro_batches, cap)
+    bound = lower_bound(costs, ranks, micro_batches, cap)
+    tables = [fitting(start, orders)] if start else handcrafted(orders)
+    first = min(tables, key=lambda table: simulate(table, costs).makespan)
+    least = simulate(first, costs).makespan
+    budget = Budget(seconds, moves, progress)
+    annealing = Annealing(orders, costs, bound, least, seed)
+    annealing.rounds([begin(table, orders) for table in tables], budget)
+    schedule, makespan = replace(first, name="searched"), least
+    if annealing.best:
+        found = annealing.best.schedule()
+        if (end := simulate(found, costs).makespan) < least - TIE:
+            schedule, makespan = found, end
+    check(schedule)
+    taken = time.monotonic() - begun
+    return Found(schedule, makespan, first.name, least, bound, budget.made, taken)

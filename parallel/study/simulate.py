@@ -1,0 +1,122 @@
+"""The simulation: discrete events over the lowered table, under a cost model.
+
+A rank runs its items in order. An item begins when the rank is free and its input messages have
+arrived; a pair begins when both of its inputs have. A transfer costs the sender nothing: it begins
+when the message is sent, its receive is posted and its channel is free, whichever is last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from parallel.schedule.check import peak_in_flight
+from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.lower import Channel, Lowered, Message, lower
+from parallel.schedule.table import Schedule, ScheduleError
+from parallel.study.costs import CostModel, Costs
+from parallel.study.timeline import Span, Timeline, Transfer
+
+__all__ = ["CostModel", "Span", "Timeline", "Transfer", "simulate"]
+
+
+@collector_paused()
+def simulate(lowered: Lowered | Schedule, costs: CostModel) -> Timeline:
+    """Run a table, or its lowering by default, under `costs`.
+
+    Raises ScheduleError for costs that do not fit the stages, and for a table that deadlocks.
+    """
+    if isinstance(lowered, Schedule):
+        lowered = lower(lowered)
+    schedule = lowered.schedule
+    made_out = Costs(costs, schedule)
+    run = _Run(lowered, costs, made_out)
+    spans = run.spans()
+    ends = [program[-1].end if program else 0.0 for program in spans]
+    optimizer: list[tuple[float, float]] = []
+    if any(made_out.optimizer):
+        begins = [max(ends)] * len(ends) if costs.optimizer_waits else ends
+        optimizer = [(begin, begin + cost) for begin, cost in zip(begins, made_out.optimizer)]
+    makespan = max([*ends, *(end for _, end in optimizer)])
+    return Timeline(
+        schedule=schedule,
+        spans=tuple(span for program in spans for span in program),
+        makespan=makespan,
+        idle=tuple(
+            makespan - cost - sum(span.end - span.begin for span in program)
+            for program, cost in zip(spans, made_out.optimizer)
+        ),
+        peak_in_flight=peak_in_flight(schedule),
+        optimizer=tuple(optimizer),
+        transfers=tuple(run.transfers.values()),
+        costs=costs,
+    )
+
+
+class _Run:
+    """The events of one simulated run: each rank advances until it waits for a message.
+
+    transfers: by message, in the order in which they begin on their channel.
+    """
+
+    def __init__(self, lowered: Lowered, costs: CostModel, made_out: Costs) -> None:
+        self.transfers: dict[Message, Transfer] = {}
+        self._lowered = lowered
+        self._costs = made_out
+        self._hop, self._transmission = costs.hop, costs.transmission
+        self._spans: list[list[Span]] = [[] for _ in lowered.programs]
+        # When the first of its two sides was there: the message sent, or its receive posted.
+        self._one_side: dict[Message, float] = {}
+        self._free: dict[Channel, float] = defaultdict(float)
+        self._waiting: dict[Message, int] = {}
+        self._awake = list(range(len(lowered.programs)))
+
+    def spans(self) -> list[list[Span]]:
+        """Every rank's spans, in program order."""
+        ranks = [self._follow(rank) for rank in self._awake]
+        while self._awake:
+            rank = self._awake.pop()
+            message = next(ranks[rank], None)
+            if message:
+                self._waiting[message] = rank
+        for message, rank in self._waiting.items():
+            item = self._lowered.programs[rank][len(self._spans[rank])].item
+            raise ScheduleError(
+                f"rank {rank}, position {len(self._spans[rank])}: {item} waits for ever for the "
+                f"{message}"
+            )
+        return self._spans
+
+    def _follow(self, rank: int) -> Iterator[Message]:
+        """Run the steps of `rank`; yields a message that it waits for, until that is sent."""
+        transfers, done, duration = self.transfers, self._spans[rank], self._costs.duration
+        clock = 0.0
+        for receives, item, sends, waits in self._lowered.programs[rank]:
+            for message in receives:
+                self._meet(message, clock)
+            begin = clock
+            for message in waits:
+                if message not in transfers:
+                    yield message
+                begin = max(begin, transfers[message].end)
+            clock = begin + duration(rank, item)
+            done.append(Span(rank, item, begin, clock))
+            for message in sends:
+                self._meet(message, clock)
+
+    def _meet(self, message: Message, time: float) -> None:
+        """One side of `message` is there. Both sides keep their channel's order, so the second
+        sides come in this order too."""
+        first = self._one_side.pop(message, None)
+        if first is None:
+            self._one_side[message] = time
+            return
+        begin = max(first, time)
+        if self._transmission:
+            channel = message.source, message.destination
+            begin = max(begin, self._free[channel])
+            self._free[channel] = begin + self._transmission
+        end = begin + self._transmission + self._hop
+        self.transfers[message] = Transfer(message, begin, end)
+        if message in self._waiting:
+            self._awake.append(self._waiting.pop(message))

@@ -1,0 +1,274 @@
+"""The tape: what a forward pass records, and the backward pass that it gives for free.
+
+A layer is written once, forward only, from two moves:
+
+    y = tape.compute(f, x)                                      # a segment, cut from the graph
+    (y,) = yield from tape.exchange("dispatch", collective, x)  # a collective; others run meanwhile
+
+`compute` runs f with grad and turns its outputs into fresh leaves, so that the graph of a pass is
+a chain of small graphs. The backward is generic: it pops the tape; a segment is one
+`torch.autograd.backward` into its input leaves, a collective is its own reverse, started and
+yielded. Nothing in a layer knows about pipelines, overlap, or the other micro-batch.
+
+All state of a micro-batch lives here and never on a module, because two are in flight at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.tape.collective import Collective, Pending
+from parallel.tape.passes import Pass
+from parallel.tape.recorder import Recorder, Silence
+from parallel.tape.weight_gradients import WeightGradients
+
+
+class WeightTiming(Enum):
+    """When a backward pass runs the weight gradients that its segments queue."""
+
+    BEHIND = "while the next reverse collective is in flight"  # B
+    AT_ONCE = "before the next reverse collective starts"  # B with overlap off: hides nothing
+    LATER = "not in this pass"  # I; the schedule's W drains the queue
+
+
+@dataclass
+class _Segment:
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]  # with their graph; empty while a recomputed segment is released
+    leaves: tuple[Any, ...]
+
+    def backward(self) -> None:
+        pairs = [
+            (output, leaf.grad)
+            for output, leaf in zip(self.outputs, self.leaves)
+            if isinstance(output, Tensor) and output.requires_grad and leaf.grad is not None
+        ]
+        if pairs:
+            torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
+
+    def release(self) -> None:
+        """Free the memory of the outputs, but for what they share with the inputs."""
+        kept = {_address(value) for value in self.inputs if isinstance(value, Tensor)}
+        for leaf in self.leaves:
+            if isinstance(leaf, Tensor) and _address(leaf) not in kept:
+                leaf.untyped_storage().resize_(0)
+
+    def restore(self) -> None:
+        """Run the function again, with grad, and give the outputs their values back."""
+        with torch.enable_grad():
+            self.outputs = _as_tuple(self.function(*self.inputs))
+        for leaf, output in zip(self.leaves, self.outputs):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() == 0:
+                # Storage to storage, so that views and saved tensors see it, and no version moves.
+                source = output.detach().untyped_storage()
+                leaf.untyped_storage().resize_(source.nbytes())
+                leaf.untyped_storage().copy_(source)
+
+
+@dataclass
+class _Exchange:
+    name: str
+    collective: Collective
+    inputs: tuple[Tensor, ...]
+    leaves: tuple[Tensor, ...]
+
+
+@dataclass
+class _Release:
+    segments: list[_Segment]
+
+
+@dataclass
+class Loss:
+    """A scalar leaf that the backward starts from: its gradient is `weight`."""
+
+    name: str
+    value: Tensor
+    weight: float
+
+
+@dataclass
+class Tape:
+    """One micro-batch on one stage.
+
+    training: False records nothing and keeps no graph.
+    label: names the pass in recorded events.
+    losses: scalars added by `add_loss`. tallies: integer counts added by `add_tally`, by name.
+    """
+
+    training: bool = True
+    label: str = "F"
+    recorder: Recorder = field(default_factory=Silence)
+    weight_gradients: WeightGradients = field(default_factory=WeightGradients)
+    losses: list[Loss] = field(default_factory=list)
+    tallies: dict[str, Tensor] = field(default_factory=dict)
+    _entries: list[_Segment | _Exchange | _Release] = field(default_factory=list)
+    _recomputed: list[_Segment] = field(default_factory=list)
+
+    # ---- forward ----
+
+    def compute(self, function: Callable[..., Any], *inputs: Any, recompute: bool = False) -> Any:
+        """Run `function(*inputs)` as a segment and return its outputs as leaves.
+
+        recompute: keep the inputs only. The outputs are freed at the next `release` (every exchange
+        is one) and computed again in the backward, so only segments before that may read them.
+        """
+        with self.recorder.span(self.label, "compute", function.__qualname__):
+            if not self.training:
+                with torch.no_grad():
+                    return function(*inputs)
+            _require_leaves(function.__qualname__, inputs)
+            with torch.set_grad_enabled(not recompute):
+                result = function(*inputs)
+        outputs = _as_tuple(result)
+        leaves = tuple(_leaf(output) for output in outputs)
+        segment = _Segment(function, inputs, () if recompute else outputs, leaves)
+        self._entries.append(segment)
+        if recompute:
+            self._recomputed.append(segment)
+        return leaves if isinstance(result, tuple) else leaves[0]
+
+    def release(self) -> None:
+        """Free what recomputed segments gave since the last release: their readers have run."""
+        if self._recomputed:
+            for segment in self._recomputed:
+                segment.release()
+            self._entries.append(_Release(self._recomputed))
+            self._recomputed = []
+
+    def exchange(
+        self, name: str, collective: Collective, *tensors: Tensor
+    ) -> Pass[tuple[Tensor, ...]]:
+        """Start a collective, yield, and return what arrives, as leaves.
+
+        Outputs of recomputed segments cannot be exchanged: they are freed while it is in flight.
+        """
+        _require_leaves(name, tensors)
+        released = {_address(leaf) for s in self._recomputed for leaf in s.leaves}
+        if any(tensor.numel() and _address(tensor) in released for tensor in tensors):
+            raise ValueError(f"{name}: a recomputed output cannot be sent; compute a segment on it")
+        pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
+        self.release()
+        yield
+        arrived = self._wait(name, pending)
+        if not self.training:
+            return arrived
+        leaves = tuple(_leaf(tensor) for tensor in arrived)
+        self._entries.append(_Exchange(name, collective, tensors, leaves))
+        return leaves
+
+    def exchange_counts(
+        self, name: str, collective: Collective, counts: Tensor
+    ) -> Callable[[], Tensor]:
+        """Start a collective of integers, which has no backward; call the result to wait for it."""
+        pending = self._start(name, collective, (counts,))
+        return lambda: self._wait(name, pending)[0]
+
+    def add_loss(self, name: str, value: Tensor, weight: float) -> None:
+        """Make `value`, a scalar output of a segment, part of what the backward differentiates.
+
+        The total loss is the sum of weight x value over all that were added.
+        """
+        self.losses.append(Loss(name, value, weight))
+
+    def add_tally(self, name: str, counts: Tensor) -> None:
+        """Report integer counts, such as the tokens routed to each expert."""
+        self.tallies[name] = counts
+
+    # ---- backward ----
+
+    def backward(self, timing: WeightTiming) -> Pass[None]:
+        """The backward pass of all that is on the tape, last first.
+
+        The gradient of the output must be in the output leaf's `.grad`; the gradient of the input
+        is then in the input leaf's. Weight gradients run at the time that `timing` says, those of
+        the last segment never: the caller hands the input gradient on first, then drains them.
+        """
+        for loss in self.losses:
+            loss.value.grad = torch.full_like(loss.value, loss.weight)
+        while self._entries:
+            entry = self._entries.pop()
+            if isinstance(entry, _Exchange):
+                yield from self._reverse(entry, timing)
+            elif isinstance(entry, _Release):
+                self._restore(entry)
+            else:
+                with self.recorder.span(self.label, "compute", entry.function.__qualname__):
+                    entry.backward()
+
+    def drain_weight_gradients(self) -> None:
+        """Compute all weight gradients that are queued."""
+        if len(self.weight_gradients):
+            with self.recorder.span(self.label, "weights", "weights"):
+                self.weight_gradients.drain()
+
+    def _reverse(self, entry: _Exchange, timing: WeightTiming) -> Pass[None]:
+        """Carry the gradients of a collective's results back to its inputs."""
+        sources = [source for source in entry.inputs if source.requires_grad]
+        grads = tuple(
+            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for leaf, source in zip(entry.leaves, entry.inputs)
+            if source.requires_grad
+        )
+        if timing is WeightTiming.AT_ONCE:
+            self.drain_weight_gradients()
+        pending = self._start(entry.name, entry.collective.reversed(), grads)
+        if timing is WeightTiming.BEHIND:
+            self.drain_weight_gradients()
+        below = self._entries[-1] if self._entries else None
+        if timing is not WeightTiming.AT_ONCE and isinstance(below, _Release):
+            self._restore(self._entries.pop())  # needs no gradient, so it can run now
+        yield
+        for source, grad in zip(sources, self._wait(entry.name, pending)):
+            source.grad = grad if source.grad is None else source.grad + grad
+
+    def _restore(self, entry: Any) -> None:
+        for segment in entry.segments:
+            with self.recorder.span(self.label, "recompute", segment.function.__qualname__):
+                segment.restore()
+
+    # ---- collectives ----
+
+    def _start(self, name: str, collective: Collective, tensors: tuple[Tensor, ...]) -> Pending:
+        begin = time.perf_counter()
+        with self.recorder.span(self.label, "start", name):
+            pending = collective.start(*tensors)
+        self.recorder.flight(self.label, name, begin, pending)
+        return pending
+
+    def _wait(self, name: str, pending: Pending) -> tuple[Tensor, ...]:
+        with self.recorder.span(self.label, "wait", name):
+            return pending.wait()
+
+
+def _as_tuple(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _leaf(value: Any) -> Any:
+    """The same values, cut from the graph; a leaf that collects a gradient if it can have one."""
+    if not isinstance(value, Tensor):
+        return value
+    leaf = value.detach()
+    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+
+
+def _require_leaves(name: str, inputs: tuple[Any, ...]) -> None:
+    for value in inputs:
+        if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
+            raise ValueError(
+                f"{name}: an input of shape {tuple(value.shape)} was computed outside the tape, "
+                "where no backward would find it: wrap what makes it in tape.compute"
+            )
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,209 @@
+"""Measuring steps: how long they are, and where the time of their collectives goes.
+
+Real optimizer steps on random tokens. With both modes, steps with overlap on and off alternate
+(on, off, off, on, ...) in one run and get the same tokens, so that what drifts on the machine, or
+in the routing as the weights move, weighs on both alike.
+"""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from parallel.ranks.process import Process
+from parallel.ranks.together import gather
+from parallel.tape.recorder import Event, EventLog
+from trainer.bench.exchange_times import (
+    Mode,
+    StepTimes,
+    Window,
+    account,
+    exchanges,
+    hidden_share,
+    mean,
+)
+from trainer.build.layout import Layout, build
+from trainer.config.schema import Config
+from trainer.errors import Stopped
+from trainer.run.signals import StopRequest
+from trainer.run.step import Trainer
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to measure. steps: of each mode. warmup: steps of each mode that are not counted."""
+
+    modes: tuple[Mode, ...]
+    steps: int
+    warmup: int
+
+    def order(self) -> Iterator[tuple[int, Mode]]:
+        """(batch, mode) of every step; negative batches are the warm-up."""
+        for batch in range(-self.warmup, self.steps):
+            turn = self.modes if batch % 2 == 0 else self.modes[::-1]
+            yield from ((batch, mode) for mode in turn)
+
+
+@dataclass(frozen=True)
+class RankSteps:
+    """What one rank measured: its windows in order, its events, and each step's load imbalance."""
+
+    windows: list[Window]
+    events: list[Event]
+    loads: list[float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One mode, over all ranks.
+
+    step_seconds: of each step, on the rank on which it took longest. load_max: the largest load of
+    an expert over the mean load, on the worst MoE layer; mean over steps. times: mean over ranks,
+    None on CUDA, where the host clock sees launches and not kernels; by_rank is then empty.
+    """
+
+    step_seconds: list[float]
+    tokens_a_step: int
+    load_max: float
+    times: StepTimes | None
+    by_rank: list[StepTimes]
+
+    @property
+    def median_seconds(self) -> float:
+        return statistics.median(self.step_seconds)
+
+    @property
+    def tokens_a_second(self) -> float:
+        return self.tokens_a_step / self.median_seconds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Overlap on against off. speed_up: median step off over on.
+
+    pairs_hidden: 1 - waited(on) / waited(off) of the all-to-alls in overlapped pairs.
+    all_hidden: the same of all all-to-alls. None where nothing was waited for.
+    """
+
+    speed_up: float
+    pairs_hidden: float | None
+    all_hidden: float | None
+
+
+def measure(
+    config: Config, process: Process, trial: Trial, stop: StopRequest
+) -> dict[Mode, Measured] | None:
+    """Run the steps on this rank of the world; the result on rank 0, None on the others.
+
+    Collective: the world's group exists if there is more than one process. Raises Stopped on all
+    ranks after the step in which one was asked to stop.
+    """
+    device = process.device(config.run.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    total = len(trial.modes) * (trial.steps + trial.warmup)
+    config = replace(config, run=replace(config.run, steps=total))
+    layout = build(config, process, device)
+    mine = run_steps(layout, trial, stop)
+    times: dict[Mode, StepTimes] = {}
+    if device.type == "cpu":
+        latest = _latest_starts(layout, mine.events)
+        times = {mode: account(mine.events, latest, mine.windows, mode) for mode in trial.modes}
+    seconds = gather([w.end - w.begin for w in mine.windows])
+    ranks = gather(times)
+    if process.rank != 0:
+        return None
+    tokens = config.data.global_batch * config.data.sequence_length
+    return {
+        mode: _summary(mode, mine, seconds, [rank[mode] for rank in ranks if rank], tokens)
+        for mode in trial.modes
+    }
+
+
+def run_steps(layout: Layout, trial: Trial, stop: StopRequest) -> RankSteps:
+    """The steps of `trial` in order, on one rank."""
+    log = EventLog()
+    # On CUDA the host clock says nothing of kernels, and noting costs time.
+    trainer = Trainer(layout, log if layout.device.type == "cpu" else None)
+    windows: list[Window] = []
+    loads: list[float] = []
+    for step, (batch, mode) in enumerate(trial.order()):
+        parts = random_parts(layout, batch + trial.warmup)
+        trainer.executor.overlap = mode == "on"
+        begin = _now(layout.device)
+        metrics = trainer.step(step, parts.__getitem__, stop.asked)
+        if metrics.stop:
+            raise Stopped(stop.signal or signal.SIGTERM, "stopped before all was measured")
+        if batch >= 0:
+            windows.append(Window(mode, begin, _now(layout.device)))
+            loads.append(metrics.load_max)
+    log.settle()
+    return RankSteps(windows, log.events, loads)
+
+
+def random_parts(layout: Layout, batch: int) -> Sequence[Tensor]:
+    """Micro-batches [B, S + 1 + MTP depth] of this data rank: uniform tokens, seeded by batch."""
+    config = layout.config
+    shape = (
+        config.data.global_batch,
+        config.data.sequence_length + 1 + config.model.mtp.depth,
+    )
+    generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + batch)
+    tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
+    ours = tokens.chunk(layout.mesh.data)[layout.mesh.data_rank(layout.process.rank)]
+    return ours.split(layout.sequences)
+
+
+def compare(measured: dict[Mode, Measured]) -> Comparison | None:
+    """None unless both modes were measured."""
+    if set(measured) != {"on", "off"}:
+        return None
+    on, off = measured["on"], measured["off"]
+    pairs = everything = None
+    if on.times is not None and off.times is not None:
+        pairs = hidden_share(on.times.total("pairs").waited, off.times.total("pairs").waited)
+        everything = hidden_share(
+            on.times.total("pairs", "lone").waited, off.times.total("pairs", "lone").waited
+        )
+    return Comparison(off.median_seconds / on.median_seconds, pairs, everything)
+
+
+def _latest_starts(layout: Layout, events: list[Event]) -> list[float]:
+    """For each of `exchanges(events)`, when the last rank of its expert group started it.
+
+    Collective. The host clock is one for all processes of a machine. Across machines it is not,
+    and the answer is each rank's own start, which makes transfer the same as in flight.
+    """
+    process = layout.process
+    begins = [exchange.begin for exchange in exchanges(events)]
+    everyone = gather(begins)
+    if process.local_world < process.world:
+        return begins
+    group = layout.mesh.expert_group(process.rank)
+    return [max(starts) for starts in zip(*(everyone[rank] for rank in group), strict=True)]
+
+
+def _summary(
+    mode: Mode, mine: RankSteps, seconds: list[list[float]], by_rank: list[StepTimes], tokens: int
+) -> Measured:
+    chosen = [i for i, window in enumerate(mine.windows) if window.mode == mode]
+    return Measured(
+        step_seconds=[max(rank[i] for rank in seconds) for i in chosen],
+        tokens_a_step=tokens,
+        load_max=statistics.mean(mine.loads[i] for i in chosen),
+        times=mean(by_rank) if by_rank else None,
+        by_rank=by_rank,
+    )
+
+
+def _now(device: torch.device) -> float:
+    """Host clock in seconds, once the device has done all that was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,130 @@
+"""Saving the weights as a checkpoint in the Hugging Face layout, from any layout of ranks.
+
+Each rank writes the tensors of which it is the first copy to shards of its own, so nothing is
+gathered; what goes into which shard is known from the shapes, so that no more than one shard is
+held at a time. All ranks must see one file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from parallel.ranks.together import PeerError, gather, together
+from trainer.build.layout import Layout
+from trainer.checkpoint.hf.architecture import CONFIG_FILE
+from trainer.checkpoint.hf.companions import Companions
+from trainer.checkpoint.hf.config_json import hf_from_model
+from trainer.checkpoint.hf.encode import encode, stored_bytes, stored_dtype
+from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX
+from trainer.checkpoint.hf.output_folder import OutputFolder
+from trainer.checkpoint.hf.writer import (
+    shard_file,
+    split_into_shards,
+    write_bytes,
+    write_index,
+    write_json,
+    write_shard,
+)
+from trainer.config.schema import Config
+from trainer.errors import CheckpointError
+from trainer.model.named import (
+    BIAS,
+    depth_order,
+    has_bias,
+    mtp_copies,
+    named_biases,
+    released_name,
+    released_names,
+)
+
+
+def save_checkpoint(
+    layout: Layout,
+    folder: Path,
+    companions: Companions | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write every weight and router bias to `folder`, replacing what is there.
+
+    companions: what goes beside the weights; the first rank must have them. progress(done, total):
+    bytes that this rank has written. Collective over the world. If any rank cannot write, every
+    rank raises (CheckpointError where it was), and `folder` is as it was.
+    """
+    rank, storage = layout.process.rank, layout.config.checkpoint.export_dtype
+    tensors = owned_tensors(layout)
+    sizes = {name: stored_bytes(name, tuple(t.shape), storage) for name, t in tensors.items()}
+    mine = split_into_shards(sizes)
+    everyone = gather([(names, sum(sizes[name] for name in names)) for names in mine])
+    shards = [shard for shards in everyone for shard in shards]
+    first = sum(map(len, everyone[:rank])) + 1
+    files = {shard_file(first + here, len(shards)): names for here, names in enumerate(mine)}
+
+    def begin() -> AbstractContextManager[OutputFolder | None]:
+        return OutputFolder(folder) if rank == 0 else nullcontext()
+
+    def write_shards(partial: Path) -> None:
+        done, total = 0, sum(sizes.values())
+        for file, names in files.items():
+            shard: dict[str, Tensor] = {}
+            for name in names:
+                shard |= encode(name, tensors[name], storage)
+                progress(done := done + sizes[name], total)
+            write_shard(partial / file, shard)
+
+    def write_beside(partial: Path) -> None:
+        if rank == 0:
+            assert companions is not None
+            _write_beside(partial, layout.config, companions, shards)
+
+    try:
+        with together(begin, layout.patient) as output:
+            partial: Path = gather(output.partial if output else None)[0]
+            together(lambda: write_shards(partial), layout.patient)
+            together(lambda: write_beside(partial), layout.patient)
+            together(lambda: output.commit() if output else None, layout.patient)
+    except PeerError as error:
+        raise CheckpointError(f"cannot save the weights to {folder}: {error}") from error
+
+
+def owned_tensors(layout: Layout) -> dict[str, Tensor]:
+    """Views of the tensors that this rank saves, by depth: those of which it holds the first copy,
+    and what the released checkpoints repeat of them in MTP modules."""
+    rank, part, model = layout.process.rank, layout.part, layout.config.model
+    owned = {name for name, ranks in layout.copies_of.items() if ranks[0] == rank}
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in part.named_parameters():
+        if name in owned:
+            tensors |= released_names(name, parameter.data, layout.expert_rank)
+    routers = {released_name(name) for name in owned}
+    for name, bias in named_biases(part):
+        # A bias has the copies of the router's weights beside it.
+        if has_bias(model) and name.replace(BIAS, "weight") in routers:
+            tensors[name] = bias
+    for copy, original in mtp_copies(model).items():
+        if original in tensors:
+            tensors[copy] = tensors[original]
+    return dict(sorted(tensors.items(), key=lambda item: depth_order(model, item[0])))
+
+
+def _write_beside(
+    folder: Path, config: Config, companions: Companions, shards: list[tuple[list[str], int]]
+) -> None:
+    """Index, config.json and companions; shards: names and bytes of each."""
+    storage, model = config.checkpoint.export_dtype, config.model
+    files: dict[str, str] = {}
+    for number, (names, _) in enumerate(shards, start=1):
+        for name in names:
+            files[name] = shard_file(number, len(shards))
+            if stored_dtype(name, storage) == torch.float8_e4m3fn:
+                files[name + SCALE_SUFFIX] = files[name]
+    by_depth = dict(sorted(files.items(), key=lambda item: depth_order(model, item[0])))
+    write_index(folder, by_depth, sum(size for _, size in shards))
+    hf = hf_from_model(model, companions.base, storage, config.data.sequence_length)
+    write_json(folder / CONFIG_FILE, hf)
+    for name, content in companions.files.items():
+        write_bytes(folder / name, content)

@@ -1,0 +1,138 @@
+"""The files beside the weights of a checkpoint: its tokenizer, and how text is generated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from trainer.checkpoint.hf.architecture import read_hf_config
+from trainer.config.schema import Config
+from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
+from trainer.data.tokens import ByteTokenizer, byte_characters
+from trainer.errors import DataError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+GENERATION_FILE = "generation_config.json"
+
+_CARRIED = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template.*",
+    GENERATION_FILE,
+)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What a run's export takes along, read before the run, since it may outlive its sources.
+
+    base: config.json of the checkpoint that the run started from, or its special tokens alone.
+    files: contents by name.
+    """
+
+    base: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's tokenizer, and its generation_config.json, by name.
+
+    What a checkpoint in other weights, or of other weights, takes along as it is. Code (`.py`) is
+    not among them. No such file, or no such folder, is an empty list.
+    """
+    found = {file for pattern in _CARRIED for file in folder.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def tokenizer_of_run(config: Config) -> str | None:
+    """The tokenizer.json, or the folder with it, that a run reads text with; None is bytes.
+
+    data.tokenizer if it is given, else that of the checkpoint that the run starts from.
+    """
+    if config.data.tokenizer is not None or config.model.init_from is None:
+        return config.data.tokenizer
+    file = Path(config.model.init_from).expanduser() / TOKENIZER_FILE
+    if not file.is_file() or file.read_bytes() == byte_tokenizer_files()[TOKENIZER_FILE]:
+        return None
+    return str(file.parent)
+
+
+def read_companions(config: Config) -> Companions:
+    """The run's tokenizer, and what the checkpoint that it started from says beyond weights.
+
+    Raises ConfigError and DataError, in one line, for what cannot be read.
+    """
+    source, given = (
+        None if path is None else Path(path).expanduser()
+        for path in (config.model.init_from, config.data.tokenizer)
+    )
+    base = {} if source is None else read_hf_config(source)
+    try:
+        if source is not None and (given is None or given.resolve() in _places(source)):
+            files = {file.name: file.read_bytes() for file in tokenizer_files(source)}
+            if not {TOKENIZER_FILE, "tokenizer.model"} & files.keys():
+                files = byte_tokenizer_files() | files
+            return Companions(base, files)
+        files = byte_tokenizer_files() if given is None else _files_of(given)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    special = {
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "eos_token_id": load_tokenizer(config.data.tokenizer).end_of_document,
+    }
+    files[GENERATION_FILE] = _json(special)
+    return Companions(base | special, files)
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    return folder.resolve(), (folder / TOKENIZER_FILE).resolve()
+
+
+def _files_of(tokenizer: Path) -> dict[str, bytes]:
+    """The files of a tokenizer given by its folder, or by its file, whatever that is called."""
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    files = {file.name: file.read_bytes() for file in tokenizer_files(folder)}
+    if not tokenizer.is_dir():
+        files[TOKENIZER_FILE] = tokenizer.read_bytes()
+    return files
+
+
+def byte_tokenizer_files() -> dict[str, bytes]:
+    """ByteTokenizer as tokenizer.json and tokenizer_config.json, for others to load.
+
+    The tokens are the same, number by number: bytes are themselves (a byte-level vocabulary
+    without merges), END_OF_DOCUMENT is 256 and the `eos_token`.
+    """
+    ours = ByteTokenizer()
+    alphabet = {character: byte for byte, character in enumerate(byte_characters())}
+    theirs = tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    # No regular expression: without merges, how text is cut into words changes nothing.
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.decoder = decoders.ByteLevel()
+    theirs.add_special_tokens([tokenizers.AddedToken(END_OF_DOCUMENT, normalized=False)])
+    assert theirs.token_to_id(END_OF_DOCUMENT) == ours.end_of_document
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_DOCUMENT,
+        "pad_token": END_OF_DOCUMENT,  # batches need one; the attention mask hides it
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        TOKENIZER_FILE: theirs.to_str(pretty=True).encode(),
+        "tokenizer_config.json": _json(config),
+    }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

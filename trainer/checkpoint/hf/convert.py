@@ -1,0 +1,151 @@
+"""From a checkpoint folder to another with its weights in another type, file by file.
+
+Memory: the tensors of one file of the target, and one tensor of the source.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.hf.architecture import CONFIG_FILE
+from trainer.checkpoint.hf.companions import tokenizer_files
+from trainer.checkpoint.hf.conversion import Conversion
+from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, quantise
+from trainer.checkpoint.hf.output_folder import OutputFolder, leftover, scratch
+from trainer.checkpoint.hf.reader import INDEX, SCALE_FILES, Checkpoint
+from trainer.checkpoint.hf.writer import (
+    copy_file,
+    write_index,
+    write_json,
+    write_shard,
+)
+from trainer.errors import CheckpointError
+
+_LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
+
+
+def require_place(conversion: Conversion, target: Path, overwrite: bool) -> None:
+    """Raise CheckpointError unless `target` may be written and has room on its disk."""
+    source, target = conversion.source.folder.resolve(), target.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise CheckpointError(f"{target}: must lie outside of the source, {source}")
+    if scratch(target) in (source, *source.parents):
+        raise CheckpointError(
+            f"{source}: lies in {scratch(target)}, which is for writing {target}: move it first"
+        )
+    if os.path.lexists(target):
+        if not (target / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{target}: exists and is no checkpoint: choose another folder")
+        if not overwrite:
+            raise CheckpointError(f"{target}: exists: choose another, or replace it by --overwrite")
+    disk = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(disk).free + leftover(target)
+    if free < conversion.nbytes:
+        raise CheckpointError(
+            f"{target}: needs {conversion.nbytes / 1e9:,.1f} GB, {disk} has {free / 1e9:,.1f} GB "
+            "left: make room or choose another disk"
+        )
+
+
+def convert(conversion: Conversion, target: Path, progress: Callable[[int, int], None]) -> None:
+    """Write what was planned to the folder `target`, replacing what is there.
+
+    progress(done, total): bytes of the tensors that have been converted or copied. Whatever ends
+    this early, Ctrl-C too, leaves `target` as it was or, in the last moment, the new one, and
+    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also where another
+    process is writing `target`.
+    """
+    target = target.resolve()
+    done, total = 0, conversion.nbytes
+    unchanged = _unchanged_files(conversion)
+
+    def advance(size: int) -> None:
+        nonlocal done
+        progress(done := done + size, total)
+
+    with OutputFolder(target) as output:
+        partial = output.partial
+        for file, names in conversion.by_file().items():
+            if file in unchanged:
+                copy_file(conversion.source.folder / file, partial / file)
+                advance(sum(conversion.tensors[name].nbytes for name in names))
+            else:
+                write_shard(partial / file, _tensors(conversion, file, names, advance))
+        for path in [
+            *tokenizer_files(conversion.source.folder),
+            *_licences(conversion.source.folder),
+        ]:
+            copy_file(path, partial / path.name)
+        _write_index(conversion, partial, unchanged)
+        _write_config(conversion, partial)  # last: what has none does not look like a checkpoint
+        output.commit()
+
+
+def _unchanged_files(conversion: Conversion) -> set[str]:
+    """The files of the target that hold what they hold in the source."""
+    source = conversion.source
+    changed = {file for name, file in source.files.items() if conversion.files.get(name) != file}
+    for name, file in conversion.files.items():
+        if source.files.get(name) != file or source.stored(name) != conversion.tensors[name]:
+            changed.add(file)
+    return set(conversion.files.values()) - changed
+
+
+def _tensors(
+    conversion: Conversion, file: str, names: list[str], advance: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """The tensors of one file of the target."""
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        weight, dtype = name.removesuffix(SCALE_SUFFIX), conversion.tensors[name].dtype
+        if name in conversion.source and conversion.source.dtype(name) == dtype:
+            tensors[name] = conversion.source.read(name, dtype)
+        elif weight != name:
+            if conversion.files[weight] != file:  # else it was made with its weight
+                tensors[name] = _quantised(conversion.source, weight)[1]
+        elif dtype == torch.float8_e4m3fn:
+            tensors[name], scale = _quantised(conversion.source, name)
+            if conversion.files[name + SCALE_SUFFIX] == file:
+                tensors[name + SCALE_SUFFIX] = scale
+        else:
+            tensors[name] = conversion.source.read(name, dtype)
+        advance(conversion.tensors[name].nbytes)
+    return tensors
+
+
+def _quantised(source: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
+    try:
+        return quantise(source.read(name, torch.float32))
+    except CheckpointError as error:
+        path = source.folder / source.files[name]
+        raise CheckpointError(f"{path}: {name}: {error}") from error
+
+
+def _licences(folder: Path) -> list[Path]:
+    return sorted(path for pattern in _LICENCES for path in folder.glob(pattern) if path.is_file())
+
+
+def _write_index(conversion: Conversion, partial: Path, unchanged: set[str]) -> None:
+    source = conversion.source
+    if not (source.folder / INDEX).exists():
+        return
+    if unchanged == {*source.files.values(), *conversion.files.values()}:
+        copy_file(source.folder / INDEX, partial / INDEX)
+        return
+    more = {k: v for k, v in source.metadata.items() if k not in ("total_size", SCALE_FILES)}
+    if conversion.scale_files:
+        more[SCALE_FILES] = conversion.scale_files
+    write_index(partial, conversion.files, conversion.nbytes, more)
+
+
+def _write_config(conversion: Conversion, partial: Path) -> None:
+    if conversion.config == conversion.source.config:
+        copy_file(conversion.source.folder / CONFIG_FILE, partial / CONFIG_FILE)
+    else:
+        write_json(partial / CONFIG_FILE, conversion.config)

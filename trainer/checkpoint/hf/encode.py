@@ -1,0 +1,47 @@
+"""A tensor of the model as the tensors and types that a checkpoint holds it in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, is_block_quantised, quantise, scale_shape
+from trainer.config.schema import StorageType
+from trainer.errors import CheckpointError
+from trainer.model.named import BIAS
+
+
+def stored_dtype(name: str, storage: StorageType) -> torch.dtype:
+    """The type of one tensor: router biases are float32 always, and fp8 is for matrices."""
+    if name.endswith(BIAS):
+        return torch.float32
+    if storage == "fp8":
+        return torch.float8_e4m3fn if is_block_quantised(name) else torch.bfloat16
+    return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[storage]
+
+
+def stored_bytes(name: str, shape: tuple[int, ...], storage: StorageType) -> int:
+    """Bytes of a tensor as it will be stored, its scales included."""
+    dtype = stored_dtype(name, storage)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype == torch.float8_e4m3fn:
+        size += math.prod(scale_shape(shape)) * torch.float32.itemsize
+    return size
+
+
+def encode(name: str, tensor: Tensor, storage: StorageType) -> dict[str, Tensor]:
+    """The tensor in memory of its own, by name; with its scales behind it where it is fp8.
+
+    Raises CheckpointError for a value that is not finite, where fp8 is asked for.
+    """
+    dtype = stored_dtype(name, storage)
+    if dtype == torch.float8_e4m3fn:
+        try:
+            codes, scales = quantise(tensor.float().cpu().contiguous())
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from error
+        return {name: codes, name + SCALE_SUFFIX: scales}
+    # A copy: safetensors refuses tensors that share memory, as a rank's experts do.
+    return {name: tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)}

@@ -1,0 +1,39 @@
+"""What follows from a config: the mesh of its ranks, and the schedule that they run."""
+
+from __future__ import annotations
+
+from parallel.ranks.mesh import Mesh
+from parallel.schedule.check import check
+from parallel.schedule.generators import generate
+from parallel.schedule.table import Schedule, ScheduleError
+from parallel.schedule.table_file import read_table
+from trainer.config.schema import Config
+
+
+def mesh_of(config: Config) -> Mesh:
+    """The layout of the ranks that `config` asks for."""
+    return Mesh(config.mesh.pipeline, config.mesh.expert_data, config.mesh.expert)
+
+
+def schedule_of(config: Config) -> Schedule:
+    """The table that `config` asks for.
+
+    Raises ScheduleError, in one line, for numbers that a schedule does not support, and for a file
+    that is no table, breaks a rule, or was made for other numbers.
+    """
+    pipeline, ranks = config.pipeline, config.mesh.pipeline
+    if pipeline.schedule_file is None:
+        return generate(pipeline.schedule, ranks, pipeline.micro_batches)
+    schedule = read_table(pipeline.schedule_file)
+    where = f"pipeline.schedule_file: {pipeline.schedule_file}"
+    try:
+        check(schedule)
+    except ScheduleError as error:
+        raise ScheduleError(f"{where}: {error}") from None
+    for key, wanted, given in (
+        ("mesh.pipeline", schedule.ranks, ranks),
+        ("pipeline.micro_batches", schedule.micro_batches, pipeline.micro_batches),
+    ):
+        if wanted != given:
+            raise ScheduleError(f"{where} is for {key} = {wanted}, not {given}: set {key} to it")
+    return schedule
