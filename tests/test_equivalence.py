@@ -31,7 +31,8 @@ from trainer.config.schema import (
     RunConfig,
 )
 from trainer.config.validate import validate
-from trainer.model.named import named_biases, named_tensors
+from trainer.model.names import named_biases, named_tensors
+from trainer.objective.pretraining import TOKENS
 from trainer.run.step import Trainer
 
 TOLERANCE = 1e-10
@@ -101,14 +102,14 @@ def run_case(process: Process, case: Case) -> dict[str, Any]:
     for step in range(STEPS):
         parts = tokens[step, :, : 7 + case.mtp].split(layout.sequences)
         first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
-        metrics = trainer.step(step, lambda m, p=parts, f=first: p[f + m])
+        metrics = trainer.step(step, lambda m, p=parts, f=first: {TOKENS: p[f + m]})
         results["steps"].append(metrics)
-    rank, part = layout.expert_rank, layout.part
-    results["gradients"] = _arrays(named_tensors(part, rank, lambda p: p.grad))
-    results["weights"] = _arrays(named_tensors(part, rank))
+    part = layout.part
+    results["gradients"] = _arrays(named_tensors(part, lambda p: p.grad))
+    results["weights"] = _arrays(named_tensors(part))
     results["biases"] = _arrays(named_biases(part))
     held_out = torch.randint(0, 257, (5, 7 + case.mtp), generator=torch.Generator().manual_seed(4))
-    results["evaluation"] = trainer.evaluate(held_out)
+    results["evaluation"] = trainer.evaluate({TOKENS: held_out})["loss"]
     return results
 
 
@@ -165,7 +166,7 @@ def _compare(where: str, result: dict[str, Any], expected: dict[str, Any]) -> No
             assert getattr(ours, field) == pytest.approx(
                 getattr(theirs, field), rel=TOLERANCE, abs=TOLERANCE
             ), f"{where}: {field} of step {step}"
-        assert ours.mtp_losses == pytest.approx(theirs.mtp_losses, rel=TOLERANCE), where
+        assert ours.losses == pytest.approx(theirs.losses, rel=TOLERANCE), where
     assert result["evaluation"] == pytest.approx(expected["evaluation"], rel=TOLERANCE), where
     for kind in ("gradients", "weights", "biases"):
         assert result[kind], f"{where}: no {kind}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
+from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.grouped import grouped_linear
+from parallel.ops.ops import Ops
+from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
 from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape, WeightTiming
@@ -81,34 +85,35 @@ SCENES = ("random", "all to rank 1", "none to the last rank", "rank 1 has no tok
 
 
 def _moe(
-    dispatcher: Dispatcher, first: int, count: int, rank: int, world: int, scene: str,
+    dispatcher: Dispatcher, held: tuple[int, ...], rank: int, world: int, scene: str,
     recompute: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Dispatch, experts `first` to `first + count` and combine: results and all gradients."""
+    """Dispatch, the experts `held` and combine: results and all gradients."""
     generator = torch.Generator().manual_seed(0)
-    experts = GroupedExperts(count, WIDTH, INNER, recompute).double()
+    ops = Ops(PRECISIONS["float64"])
+    experts = GroupedExperts(ops, held, WIDTH, INNER, recompute)
     for parameter, shape in (
         (experts.gate_up_proj, (EXPERTS, 2 * INNER, WIDTH)),
         (experts.down_proj, (EXPERTS, WIDTH, INNER)),
     ):
         whole = 0.5 * torch.randn(*shape, dtype=torch.float64, generator=generator)
-        parameter.data.copy_(whole[first : first + count])
+        parameter.data.copy_(whole[list(held)])
         parameter.grad = torch.zeros_like(parameter)
     choices, weights = _routing(scene, rank, world)
     generator.manual_seed(20 + rank)
     x = torch.randn(len(choices), WIDTH, dtype=torch.float64, generator=generator)
-    tape = Tape()
+    tape = Tape(deferred=ops.deferred)
     x, weights = x.requires_grad_(), weights.requires_grad_()
 
     def forward() -> Pass[Tensor]:
-        plan = dispatcher.plan(tape, choices)
-        received = yield from plan.dispatch(tape, x, weights)
-        return (yield from plan.combine(tape, experts(tape, received)))
+        route = dispatcher.route(tape, choices)
+        received = yield from route.dispatch(tape, x, weights)
+        return (yield from route.combine(tape, experts(tape, received)))
 
     y = run(forward())
     tape.release()
     y.grad = torch.cos(y.detach())
-    run(tape.backward(WeightTiming.BEHIND))
+    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
     tape.drain_weight_gradients()
     named = {
         "y": y, "x": x.grad, "weights": weights.grad,
@@ -117,11 +122,27 @@ def _moe(
     return {name: tensor.detach().numpy() for name, tensor in named.items()}
 
 
+def _placements(world: int) -> dict[str, ExpertPlacement]:
+    """Tables of the same experts: in order, dealt out, and with the next rank's first one too."""
+    in_order = ExpertPlacement.contiguous(EXPERTS, world)
+    dealt_out = tuple(tuple(range(rank, EXPERTS, world)) for rank in range(world))
+    held = in_order.held
+    twice = tuple((*slots, held[(rank + 1) % world][0]) for rank, slots in enumerate(held))
+    return {
+        "in order": in_order,
+        "dealt out": ExpertPlacement(dealt_out),
+        "some twice": ExpertPlacement(twice),
+    }
+
+
+def _cases(world: int) -> list[tuple[str, str, bool]]:
+    """(placement, scene, recompute) of each case."""
+    return list(itertools.product(_placements(world), SCENES, (False, True)))
+
+
 def _dispatch(process: Process) -> list[tuple[dict[str, np.ndarray], list[list[int]]]]:
-    """Every scene, with and without recompute: results, and rows sent in each all-to-all of x."""
+    """Results of every case, and rows sent in each all-to-all of x."""
     rank, world = process.rank, process.world
-    here = EXPERTS // world
-    dispatcher = AllToAllDispatcher(dist.group.WORLD, here)
     exchange, sent = dist.all_to_all_single, []
 
     def spy(into: Tensor, tensor: Tensor, receive: list, send: list, *rest: Any, **more: Any):  # type: ignore[no-untyped-def]
@@ -132,48 +153,63 @@ def _dispatch(process: Process) -> list[tuple[dict[str, np.ndarray], list[list[i
 
     dist.all_to_all_single = spy
     results = []
-    for scene in SCENES:
-        for recompute in (False, True):
-            sent.clear()
-            result = _moe(dispatcher, rank * here, here, rank, world, scene, recompute)
-            results.append((result, list(sent)))
+    for name, scene, recompute in _cases(world):
+        placement = _placements(world)[name]
+        dispatcher = AllToAllDispatcher(dist.group.WORLD, placement, torch.device("cpu"))
+        sent.clear()
+        result = _moe(dispatcher, placement.held[rank], rank, world, scene, recompute)
+        results.append((result, list(sent)))
     return results
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_dispatch_sends_a_token_once_to_a_rank_and_gives_what_one_rank_gives(world: int) -> None:
-    """Guards the wire and the mathematics, with ranks that send nothing, receive nothing, or
-    receive everything."""
+    """Guards the wire and the mathematics under every table of placement, with ranks that send
+    nothing, receive nothing, or receive everything."""
     by_rank = run_world(world, _dispatch)
-    cases = [(scene, recompute) for scene in SCENES for recompute in (False, True)]
-    for case, (scene, recompute) in enumerate(cases):
-        where = f"{scene}, recompute {recompute}"
+    alone = tuple(range(EXPERTS))
+    for case, (name, scene, recompute) in enumerate(_cases(world)):
+        where, placement = f"{name}, {scene}, recompute {recompute}", _placements(world)[name]
         expected = [
-            _moe(LocalDispatcher(), 0, EXPERTS, rank, world, scene, recompute)
-            for rank in range(world)
+            _moe(LocalDispatcher(), alone, rank, world, scene, recompute) for rank in range(world)
         ]
         for rank in range(world):
             result, sent = by_rank[rank][case]
-            pairs = _pairs(scene, rank, world)
+            pairs = _pairs(scene, rank, world, placement)
             assert sum(sent[0]) == len(pairs), where
             assert sent[0] == [sum(r == other for _, r in pairs) for other in range(world)], where
-            for name in ("y", "x", "weights"):
+            for value in ("y", "x", "weights"):
                 np.testing.assert_allclose(
-                    result[name], expected[rank][name], rtol=1e-10, atol=1e-10,
-                    err_msg=f"{where}: {name} on rank {rank}",
+                    result[value], expected[rank][value], rtol=1e-10, atol=1e-10,
+                    err_msg=f"{where}: {value} on rank {rank}",
                 )  # fmt: skip
-        for name in ("gate_up", "down"):
+        for value in ("gate_up", "down"):
+            whole = sum(e[value] for e in expected)
+            summed = np.zeros_like(whole)  # over the copies of each expert
+            for rank in range(world):
+                np.add.at(summed, list(placement.held[rank]), by_rank[rank][case][0][value])
             np.testing.assert_allclose(
-                np.concatenate([by_rank[rank][case][0][name] for rank in range(world)]),
-                sum(e[name] for e in expected), rtol=1e-10, atol=1e-10, err_msg=f"{where}: {name}",
-            )  # fmt: skip
+                summed, whole, rtol=1e-10, atol=1e-10, err_msg=f"{where}: {value}"
+            )
 
 
-def _pairs(scene: str, rank: int, world: int) -> set[tuple[int, int]]:
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [(((0, 1), (2,)), "as many"), (((0, 1), (1, 3)), r"\[2\]"), (((0, -1), (1, 2)), "no rank")],
+)
+def test_a_table_places_every_expert_and_as_many_on_each_rank(
+    held: tuple[tuple[int, ...], ...], words: str
+) -> None:
+    with pytest.raises(PlacementError, match=words):
+        ExpertPlacement(held)
+
+
+def _pairs(scene: str, rank: int, world: int, placement: ExpertPlacement) -> set[tuple[int, int]]:
     """The different (token, destination rank) of what `rank` sends."""
     experts, _ = _routing(scene, rank, world)
+    copies = placement.homes_by_copy()
     return {
-        (token, expert // (EXPERTS // world))
+        (token, copies[token % len(copies)][expert][0])
         for token, row in enumerate(experts.tolist())
         for expert in row
     }

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from parallel.ops.ops import Ops
+from parallel.ops.precision import Precision
 from trainer.config.schema import (
     AttentionConfig,
-    Config,
-    DataConfig,
     ModelConfig,
     MoEConfig,
     MTPConfig,
@@ -31,7 +31,7 @@ from trainer.generate.cached_model import CachedModel, begin_text, cached_part
 from trainer.generate.choose import Sampler, most_likely, nucleus
 from trainer.generate.decode import Counts, decode
 from trainer.generate.speculate import speculate
-from trainer.model.named import initialise, named_biases, named_tensors
+from trainer.model.names import initialise, named_biases, named_tensors
 from trainer.model.part import ModelPart
 from trainer.model.whole import WholeModel, whole_model
 
@@ -100,15 +100,14 @@ class Twins:
 def twins(
     model: ModelConfig, dtype: torch.dtype = torch.float64, length: int = LENGTH, std: float = 0.2
 ) -> Twins:
-    part = cached_part(model)
-    initialise(part, 0, SEED, std)
+    ops = Ops(Precision(dtype, dtype))
+    part = cached_part(model, ops)
+    initialise(part, SEED, std)
     for _, bias in named_biases(part):
         bias.normal_(0, 0.1, generator=torch.Generator().manual_seed(SEED))
-    part.to(dtype)
-    config = Config(model=model, data=DataConfig(sequence_length=length, global_batch=1))
-    whole = whole_model(config).to(dtype)
+    whole = whole_model(model, ops, length)
     whole.load_state_dict(part.state_dict())
-    return Twins(model, part, WholeModel(whole, config), length)
+    return Twins(model, part, WholeModel(whole), length)
 
 
 def random_tokens(count: int, seed: int = 0) -> list[int]:
@@ -247,7 +246,7 @@ def successors(model: ModelConfig, right: float, noise: float) -> Twins:
     head_VD = torch.empty_like(embed_VD)
     head_VD[order_V.roll(-1)] = embed_VD[order_V]
     for part in (pair.part, pair.uncached.part):
-        tensors = dict(named_tensors(part, 0))
+        tensors = dict(named_tensors(part))
         tensors["model.embed_tokens.weight"].copy_(embed_VD)
         tensors["lm_head.weight"].copy_(head_VD)
         for module in range(model.layers, model.layers + model.mtp.depth):

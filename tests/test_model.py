@@ -28,8 +28,9 @@ from trainer.config.schema import (
     PipelineConfig,
     RunConfig,
 )
-from trainer.model.named import named_biases, named_tensors
-from trainer.optim.adamw import make_optimizer
+from trainer.model.names import named_biases, named_tensors
+from trainer.objective.pretraining import TOKENS
+from trainer.optim.adamw import ReplicatedAdamW
 from trainer.optim.learning_rate import learning_rate
 from trainer.run.step import Trainer
 
@@ -213,7 +214,7 @@ def _layout(config: Config) -> Layout:
     """One process, with norms and router biases that are not their initial ones and zeros."""
     layout = build(config, Process(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(8)
-    for _, tensor in named_tensors(layout.part, 0):
+    for _, tensor in named_tensors(layout.part):
         if tensor.ndim == 1:
             tensor.uniform_(0.5, 1.5, generator=generator)
     for _, bias in named_biases(layout.part):
@@ -230,9 +231,9 @@ def test_losses_and_every_gradient_are_those_of_a_naive_model(variant: Variant) 
     windows = torch.randint(
         0, VOCABULARY, (SEQUENCES, LENGTH + 1 + variant.mtp), generator=generator
     )
-    totals = Trainer(layout).accumulate(lambda m: windows.split(SEQUENCES // 2)[m])
+    totals = Trainer(layout).accumulate(lambda m: {TOKENS: windows.split(SEQUENCES // 2)[m]})[0]
 
-    weights = {n: t.clone().requires_grad_() for n, t in named_tensors(layout.part, 0)}
+    weights = {n: t.clone().requires_grad_() for n, t in named_tensors(layout.part)}
     naive = Naive(config, weights, dict(named_biases(layout.part)))
     loss, mtp_losses, balance = naive.losses(windows)
     total = loss + variant.moe.balance_alpha * balance
@@ -242,9 +243,9 @@ def test_losses_and_every_gradient_are_those_of_a_naive_model(variant: Variant) 
 
     tokens = SEQUENCES * LENGTH
     parts = {"loss": loss.item() * tokens, "balance": balance.item() * SEQUENCES}
-    parts |= {f"mtp_{d + 1}": mtp.item() * tokens for d, mtp in enumerate(mtp_losses)}
+    parts |= {f"mtp_{d + 1}_loss": mtp.item() * tokens for d, mtp in enumerate(mtp_losses)}
     assert totals.losses == pytest.approx(parts, rel=TOLERANCE)
-    gradients = dict(named_tensors(layout.part, 0, lambda p: p.grad))
+    gradients = dict(named_tensors(layout.part, lambda p: p.grad))
     assert set(gradients) == set(weights)
     for name, weight in weights.items():
         expected = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -319,8 +320,11 @@ def test_learning_rate_warms_up_linearly_and_falls_as_a_cosine() -> None:
 def test_matrices_decay_and_norms_do_not() -> None:
     """One step with no gradient at all changes a weight by its decay alone."""
     layout = build(VARIANTS["query latent, groups, MTP 2"].config(), Process(), torch.device("cpu"))
-    before = {name: tensor.clone() for name, tensor in named_tensors(layout.part, 0)}
-    make_optimizer(layout.part.parameters(), OptimizerConfig(lr=0.5, weight_decay=0.1)).step()
-    for name, tensor in named_tensors(layout.part, 0):
+    before = {name: tensor.clone() for name, tensor in named_tensors(layout.part)}
+    adamw = ReplicatedAdamW(
+        layout.part.parameters(), layout.gradients, OptimizerConfig(weight_decay=0.1)
+    )
+    adamw.step(adamw.reduce(), learning_rate=0.5)
+    for name, tensor in named_tensors(layout.part):
         kept = 1.0 if name.endswith("norm.weight") else 0.95
         torch.testing.assert_close(tensor, before[name] * kept, rtol=1e-12, atol=0, msg=name)

@@ -22,7 +22,7 @@ from parallel.ranks.process import Process
 from parallel.schedule.lower import lower
 from parallel.schedule.table import Action, Overlap, Schedule
 from parallel.tape.passes import run
-from parallel.tape.recorder import Event, EventLog
+from parallel.tape.recorder import Event, EventLog, is_paired
 from parallel.tape.tape import Tape
 from tests.distributed import _CONTEXT, _run_rank, run_world
 from trainer.build.layout import Layout, build
@@ -38,7 +38,8 @@ from trainer.config.schema import (
     RecomputeConfig,
     RunConfig,
 )
-from trainer.model.stage import ModelStage
+from trainer.model.stage import MicroBatch, ModelStage
+from trainer.objective.pretraining import TOKENS
 
 LAYERS, MTP = 2, 1
 MOE_LAYERS = LAYERS + MTP
@@ -74,14 +75,14 @@ def _layout(process: Process, recompute: bool) -> Layout:
 
 
 def _executor(layout: Layout, overlap: bool, log: EventLog | None = None) -> Executor:
-    stages = {(0, 0): ModelStage(0, layout.part, layout.partition, layout.config)}
+    stages = {(0, 0): ModelStage(0, layout.part, layout.partition, layout.objective)}
     program = lower(PAIR).programs[0]
     return Executor(PAIR, program, stages, None, overlap, log or EventLog())
 
 
-def _micro_batch(process: Process, n: int) -> Tensor:
+def _micro_batch(process: Process, n: int) -> MicroBatch:
     generator = torch.Generator().manual_seed(10 * n + process.rank)
-    return torch.randint(0, 257, (2, 7 + MTP), generator=generator)
+    return {TOKENS: torch.randint(0, 257, (2, 7 + MTP), generator=generator)}
 
 
 def _run_pair(process: Process, layout: Layout, executor: Executor) -> StepResult:
@@ -190,7 +191,7 @@ def test_with_overlap_off_nothing_computes_while_a_collective_flies(
             assert (here[i + 1].what, here[i + 1].name) == ("wait", here[i].name)
             assert here[i + 1].label == here[i].label
         # A pair is its backward, then its forward.
-        labels = [e.label for e in here if e.label.endswith("&")]
+        labels = [e.label for e in here if is_paired(e.label)]
         assert labels == sorted(labels)
 
 
@@ -207,7 +208,7 @@ def test_events_say_when_each_collective_was_done(
 def _compare_overlap(process: Process) -> dict[str, bool]:
     """Whether routing differs between the micro-batches, and whether overlap changes a number."""
     layout = _layout(process, recompute=True)
-    stage = ModelStage(0, layout.part, layout.partition, layout.config)
+    stage = ModelStage(0, layout.part, layout.partition, layout.objective)
     loads = []
     for n in range(2):
         tape = Tape(training=False)

@@ -36,8 +36,9 @@ from trainer.build.layout import Layout, build
 from trainer.checkpoint.hf.architecture import model_from_hf, with_mtp_of
 from trainer.checkpoint.hf.config_json import hf_from_model
 from trainer.config.schema import Config, DataConfig, ModelConfig, PipelineConfig, RunConfig
-from trainer.model.named import named_biases, named_tensors
+from trainer.model.names import named_biases, named_tensors
 from trainer.model.whole import WholeModel
+from trainer.objective.pretraining import TOKENS
 from trainer.run.step import Trainer
 
 SEQUENCES, LENGTH, VOCABULARY = 2, 48, 61
@@ -179,7 +180,7 @@ def ours(model: ModelConfig, dtype: torch.dtype) -> Layout:
 
 def load(layout: Layout, tensors: dict[str, Tensor]) -> None:
     """Copy every tensor by its released name; none is left over on either side."""
-    mine = dict(named_tensors(layout.part, 0))
+    mine = dict(named_tensors(layout.part))
     if layout.config.model.moe.score == "sigmoid":
         mine |= dict(named_biases(layout.part))
     assert set(mine) == set(tensors)
@@ -262,14 +263,14 @@ def test_logits_and_every_gradient_are_those_of_transformers(
     model = model_from_hf(json.loads((tmp_path / "weights/config.json").read_text()), "config.json")
     layout = ours(with_mtp_of(model, tensors), dtype)
     load(layout, tensors)
-    whole = WholeModel(layout.part, layout.config)
+    whole = WholeModel(layout.part)
     logits_TV = whole.logits(whole.hidden(tokens[:, :-1].flatten()))
     assert_close(logits_TV, logits_BSV.detach().flatten(0, 1), within)
 
-    totals = Trainer(layout).accumulate(lambda m: tokens[m : m + 1])
+    totals = Trainer(layout).accumulate(lambda m: {TOKENS: tokens[m : m + 1]})[0]
     mean = totals.losses["loss"] / (SEQUENCES * LENGTH)
     assert mean == pytest.approx(loss.item(), rel=within)
-    gradients = dict(named_tensors(layout.part, 0, lambda p: p.grad))
+    gradients = dict(named_tensors(layout.part, lambda p: p.grad))
     apart = {n: distance(g, expected[n]) for n, g in gradients.items() if expected[n].any()}
     assert max(apart.values()) <= gradients_within, max(apart, key=apart.__getitem__)
     # An expert that no token chose has no gradient; nearly all have one.
@@ -285,7 +286,7 @@ def released_checkpoint(folder: Path, depth: int, dtype: torch.dtype) -> Layout:
     model = model_from_hf(DeepseekV3Config(**options).to_dict(), "options")
     layout = ours(model, dtype)
     scramble(itertools.chain(layout.part.parameters(), biases(layout.part)))
-    tensors = dict(named_tensors(layout.part, 0)) | dict(named_biases(layout.part))
+    tensors = dict(named_tensors(layout.part)) | dict(named_biases(layout.part))
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         folder / "model.safetensors",
@@ -334,7 +335,7 @@ def test_mtp_is_that_of_transformers(depth: int, dtype: torch.dtype, tmp_path: P
             hidden_BSD = out_BSD
     assert margins.smallest > MARGIN
 
-    whole = WholeModel(layout.part, layout.config)
+    whole = WholeModel(layout.part)
     hidden_TD = whole.hidden(tokens[:, :LENGTH].flatten())
     losses: dict[str, Any] = {}
     for d, expected_BSV in enumerate(logits):
@@ -343,6 +344,6 @@ def test_mtp_is_that_of_transformers(depth: int, dtype: torch.dtype, tmp_path: P
         assert_close(whole.logits(hidden_TD), expected_BSV.flatten(0, 1), within)
         targets_T = tokens[:, d + 1 : d + 1 + LENGTH].flatten()
         loss = nn.functional.cross_entropy(expected_BSV.flatten(0, 1), targets_T, reduction="sum")
-        losses[f"mtp_{d}" if d else "loss"] = pytest.approx(loss.item(), rel=within)
-    trained = Trainer(layout).accumulate(lambda m: tokens[m : m + 1]).losses
+        losses[f"mtp_{d}_loss" if d else "loss"] = pytest.approx(loss.item(), rel=within)
+    trained = Trainer(layout).accumulate(lambda m: {TOKENS: tokens[m : m + 1]})[0].losses
     assert {name: trained[name] for name in losses} == losses

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from parallel.ops.embedding import embedding
+from parallel.ops.linear import linear
 from parallel.tape.passes import Pass, interleave, run
 from parallel.tape.recorder import EventLog
 from parallel.tape.tape import Tape, WeightTiming
-from parallel.tape.weight_gradients import WeightGradients, embedding, linear
+from parallel.tape.weight_gradients import WeightGradients
 
 WIDTH, ROWS = 5, 6
 NAMES = ("table", "first", "second", "third")
@@ -140,7 +142,7 @@ def test_backward_is_that_of_autograd(timing: WeightTiming, recompute: bool) -> 
 
 def test_input_gradient_then_weights_is_the_full_backward() -> None:
     """I then W gives B bit by bit; before W no weight has a gradient, and after it none is left."""
-    full = _train(_toy(), WeightTiming.BEHIND)
+    full = _train(_toy(), WeightTiming.WHILE_IN_FLIGHT)
     toy, tape = _toy(), Tape()
     x, tokens, grad = _batch(1)
     y = run(toy.forward(tape, x, tokens))
@@ -200,7 +202,7 @@ def test_empty_tensors_can_be_exchanged_beside_recomputed_ones() -> None:
         return (yield from tape.exchange("out", Shuffle(()), tape.compute(torch.clone, y)))
 
     run(forward())
-    run(tape.backward(WeightTiming.BEHIND))
+    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
 
 
 def test_weight_gradients_run_when_their_timing_says() -> None:
@@ -212,7 +214,7 @@ def test_weight_gradients_run_when_their_timing_says() -> None:
     first = [("compute", f) for f in ("mean_square", "mul", "linear", "square", "smooth", "add",
                                       "embedding")]  # fmt: skip
     expected = {
-        WeightTiming.BEHIND: [
+        WeightTiming.WHILE_IN_FLIGHT: [
             *end, ("start", back), w, ("recompute", "smooth"), ("wait", back),
             *middle, ("start", out), w, *again, ("wait", out), *first, w,
         ],
@@ -243,7 +245,7 @@ def test_outside_training_nothing_is_kept() -> None:
     y = run(toy.forward(tape, x, tokens))
     torch.testing.assert_close(y, toy.plain(x, tokens, grad)[0])
     assert not y.requires_grad
-    run(tape.backward(WeightTiming.BEHIND))
+    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
     assert x.grad is None and not tape.weight_gradients
 
 
@@ -254,18 +256,18 @@ def test_two_interleaved_passes_share_nothing() -> None:
         tape, (x, tokens, grad) = Tape(), _batch(seed)
         y = run(alone.forward(tape, x, tokens))
         y.grad = grad
-        run(tape.backward(WeightTiming.BEHIND))
+        run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
         tape.drain_weight_gradients()
     toy = _toy(recompute=True)
     tapes, batches = (Tape(), Tape()), (_batch(1), _batch(2))
     y = run(toy.forward(tapes[0], *batches[0][:2]))
     y.grad = batches[0][2]
     _, y = interleave(
-        tapes[0].backward(WeightTiming.BEHIND), toy.forward(tapes[1], *batches[1][:2])
+        tapes[0].backward(WeightTiming.WHILE_IN_FLIGHT), toy.forward(tapes[1], *batches[1][:2])
     )
     tapes[0].drain_weight_gradients()
     y.grad = batches[1][2]
-    run(tapes[1].backward(WeightTiming.BEHIND))
+    run(tapes[1].backward(WeightTiming.WHILE_IN_FLIGHT))
     tapes[1].drain_weight_gradients()
     for name in NAMES:
         assert torch.equal(toy.weights[name].grad, alone.weights[name].grad), name

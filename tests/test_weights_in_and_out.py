@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
 from parallel.expert.dispatch import LocalDispatcher
+from parallel.ops.ops import Ops
 from parallel.ranks.process import Process
 from tests.commands import ROOT, finish, start
 from tests.distributed import run_world
@@ -45,9 +46,12 @@ from trainer.config.schema import (
 )
 from trainer.config.validate import validate
 from trainer.errors import CheckpointError
-from trainer.model.named import named_biases, named_tensors, released_shapes
+from trainer.model.moe import ExpertsHere
+from trainer.model.names import named_biases, named_tensors, released_shapes
+from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
-from trainer.model.partition import partition_layers
+from trainer.model.partition import moe_layers, partition_layers
+from trainer.objective.pretraining import TOKENS
 from trainer.run.step import Trainer
 
 STEPS, SEQUENCES, LENGTH = 3, 8, 12
@@ -101,14 +105,14 @@ def _train_and_look(
     first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
     for step in range(steps):
         parts = _batch(step).split(layout.sequences)
-        trainer.step(step, lambda m, p=parts: p[first + m])
+        trainer.step(step, lambda m, p=parts: {TOKENS: p[first + m]})
     if folder is not None:
         save_checkpoint(layout, folder, read_companions(config))
     parts = _batch(STEPS).split(layout.sequences)
-    trainer.accumulate(lambda m: parts[first + m])
-    gradients = named_tensors(layout.part, layout.expert_rank, lambda p: p.grad)
+    trainer.accumulate(lambda m: {TOKENS: parts[first + m]})
+    gradients = named_tensors(layout.part, lambda p: p.grad)
     return {
-        "validation": trainer.evaluate(WINDOWS),
+        "validation": trainer.evaluate({TOKENS: WINDOWS})["loss"],
         "gradients": {name: gradient.numpy().copy() for name, gradient in gradients},
         "biases": {name: bias.numpy().copy() for name, bias in named_biases(layout.part)},
     }
@@ -287,10 +291,12 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     run_world(1, _train_and_look, _config(OTHERS[0], "float32", MODEL), 0, folder)
     config = _config(("1f1b", (2, 2, 1)), "float32", MODEL)
-    parts = partition_layers(MODEL.layers, 2, MODEL.mtp.depth)
-    last = ModelPart(config, parts, [1], LocalDispatcher())
+    partition = partition_layers(MODEL.layers, 2, MODEL.mtp.depth)
+    options = LayerOptions(MODEL, config.recompute, Ops(), 1, 0.0)
+    second_half = ExpertsHere((4, 5, 6, 7), LocalDispatcher())
+    last = ModelPart(options, partition, [1], dict.fromkeys(moe_layers(MODEL), second_half))
     checkpoint, told = _Recording(folder), []
-    load_part(last, MODEL, checkpoint, 1, True, lambda done, total: told.append((done, total)))
+    load_part(last, MODEL, checkpoint, True, lambda done, total: told.append((done, total)))
     held = {
         name
         for name in released_shapes(MODEL)

@@ -1,7 +1,7 @@
 """Sending tokens to the ranks that hold their experts, and the results back.
 
-A backend is a Dispatcher: `plan` looks at the routing of one micro-batch and starts the exchange
-of counts; the plan's `dispatch` and `combine` are the two all-to-alls, on the tape. A plan holds
+A backend is a Dispatcher: `route` looks at the routing of one micro-batch and starts the exchange
+of counts; the route's `dispatch` and `combine` are the two all-to-alls, on the tape. A route holds
 all state of its micro-batch. Dropless, and a token goes at most once to each rank: its routing
 weights travel with it and are applied there, so that `combine` is a plain sum.
 
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.expert.all_to_all import AllToAll
+from parallel.expert.placement import ExpertPlacement
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 
@@ -36,7 +37,7 @@ class Received:
     experts_NK: Tensor
 
 
-class Plan(Protocol):
+class Route(Protocol):
     """The exchange of one micro-batch in one layer."""
 
     def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
@@ -49,19 +50,19 @@ class Plan(Protocol):
 class Dispatcher(Protocol):
     """A backend."""
 
-    def plan(self, tape: Tape, experts_TK: Tensor) -> Plan:
+    def route(self, tape: Tape, experts_TK: Tensor) -> Route:
         """Start the exchange of counts for these choices (global expert numbers, int64)."""
 
 
 class LocalDispatcher:
-    """All experts are here: nothing is exchanged."""
+    """All experts are here, in order: nothing is exchanged."""
 
-    def plan(self, tape: Tape, experts_TK: Tensor) -> Plan:
-        return _LocalPlan(experts_TK)
+    def route(self, tape: Tape, experts_TK: Tensor) -> Route:
+        return _LocalRoute(experts_TK)
 
 
 @dataclass(frozen=True)
-class _LocalPlan:
+class _LocalRoute:
     experts_TK: Tensor
 
     def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
@@ -73,29 +74,32 @@ class _LocalPlan:
         return y_ND
 
 
-@dataclass(frozen=True)
 class AllToAllDispatcher:
     """Exchange over torch.distributed's all_to_all_single (gloo, NCCL).
 
-    group: the expert-parallel ranks; rank i of it holds experts [i, i + 1) x experts_per_rank.
+    A token goes to one copy of each of its experts; the copies of a redundant expert take turns, by
+    the token's number.
     """
 
-    group: dist.ProcessGroup
-    experts_per_rank: int
+    def __init__(
+        self, group: dist.ProcessGroup, placement: ExpertPlacement, device: torch.device
+    ) -> None:
+        """group: the expert-parallel ranks, in the order of `placement`."""
+        self.group, self.ranks = group, placement.ranks
+        self._homes_CE2 = torch.tensor(placement.homes_by_copy(), device=device)
 
-    def plan(self, tape: Tape, experts_TK: Tensor) -> Plan:
-        ranks = self.group.size()
-        owner_TK = experts_TK // self.experts_per_rank
+    def route(self, tape: Tape, experts_TK: Tensor) -> Route:
+        owner_TK, slot_TK = self._homes(experts_TK)
         goes_TR = torch.zeros(
-            (len(experts_TK), ranks), dtype=torch.bool, device=experts_TK.device
+            (len(experts_TK), self.ranks), dtype=torch.bool, device=experts_TK.device
         ).scatter_(1, owner_TK, True)
         sent_R = goes_TR.sum(0)
-        one_each = (1,) * ranks
+        one_each = (1,) * self.ranks
         counts = tape.exchange_counts("counts", AllToAll(self.group, one_each, one_each), sent_R)
         owner_S, token_S = goes_TR.t().nonzero(as_tuple=True)
         elsewhere_SK = owner_TK[token_S] != owner_S.unsqueeze(1)
-        local_SK = experts_TK[token_S] - owner_S.unsqueeze(1) * self.experts_per_rank
-        return _AllToAllPlan(
+        local_SK = slot_TK[token_S]
+        return _AllToAllRoute(
             group=self.group,
             tokens=len(experts_TK),
             token_S=token_S,
@@ -104,9 +108,19 @@ class AllToAllDispatcher:
             counts=counts,
         )
 
+    def _homes(self, experts_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """The rank that each choice goes to, and the expert's slot there, [T, K] each."""
+        if len(self._homes_CE2) == 1:
+            owner_TK, slot_TK = self._homes_CE2[0][experts_TK].unbind(-1)
+            return owner_TK, slot_TK
+        token_T1 = torch.arange(len(experts_TK), device=experts_TK.device).unsqueeze(1)
+        homes_TK2 = self._homes_CE2[token_T1 % len(self._homes_CE2), experts_TK]
+        owner_TK, slot_TK = homes_TK2.unbind(-1)
+        return owner_TK, slot_TK
+
 
 @dataclass
-class _AllToAllPlan:
+class _AllToAllRoute:
     group: dist.ProcessGroup
     tokens: int
     token_S: Tensor

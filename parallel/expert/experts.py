@@ -10,41 +10,43 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.dispatch import Received
-from parallel.ops.grouped import grouped_linear
+from parallel.ops.ops import Ops
 from parallel.tape.tape import Tape
-from parallel.tape.weight_gradients import WeightGradients
 
 
 class GroupedExperts(nn.Module):
     """down(silu(gate(x)) x up(x) x routing weight), summed by token over the experts here.
 
     The routing weight is applied before the down projection, so that what goes back is a plain sum
-    over ranks. gate_up_proj [E, 2I, D] holds each expert's gate above its up projection.
+    over ranks. gate_up_proj [E, 2I, D] holds each expert's gate above its up projection. held: the
+    number of each expert in the model, in the order of the first dimension.
     """
 
-    def __init__(self, experts: int, dim: int, inner: int, recompute_swiglu: bool) -> None:
+    def __init__(
+        self, ops: Ops, held: tuple[int, ...], dim: int, inner: int, recompute_swiglu: bool
+    ) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, dim))
-        self.down_proj = nn.Parameter(torch.empty(experts, dim, inner))
+        self.ops, self.held = ops, held
+        self.gate_up_proj = ops.parameter(len(held), 2 * inner, dim)
+        self.down_proj = ops.parameter(len(held), dim, inner)
         self.recompute_swiglu = recompute_swiglu
 
     def forward(self, tape: Tape, received: Received) -> Tensor:
         """Results by received token, [N, D]; zero for a token with no choice here."""
-        queue = tape.weight_gradients
         x_PD, weight_P, row_P, ends_E = tape.compute(
             self.sort_by_expert, received.x_ND, received.weights_NK, received.experts_NK
         )
-        gate_up_P2I = tape.compute(grouped_linear, x_PD, self.gate_up_proj, ends_E, queue)
+        gate_up_P2I = tape.compute(self.gate_up, x_PD, ends_E)
         act_PI = tape.compute(
             weighted_swiglu, gate_up_P2I, weight_P, recompute=self.recompute_swiglu
         )
-        return tape.compute(self.down, act_PI, ends_E, row_P, len(received.x_ND), queue)
+        return tape.compute(self.down, act_PI, ends_E, row_P, len(received.x_ND))
 
     def sort_by_expert(
         self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One row for each pair, sorted by expert; its routing weight; its token's row [P]; and
-        for each expert the row behind its last, int32."""
+        for each expert the row after its last, int32."""
         experts = len(self.down_proj)
         row_P, choice_P = (experts_NK >= 0).nonzero(as_tuple=True)
         expert_P = experts_NK[row_P, choice_P]
@@ -53,10 +55,11 @@ class GroupedExperts(nn.Module):
         ends_E = torch.bincount(expert_P, minlength=experts).cumsum(0).to(torch.int32)
         return x_ND.index_select(0, row_P), weights_NK[row_P, choice_P], row_P, ends_E
 
-    def down(
-        self, act_PI: Tensor, ends_E: Tensor, row_P: Tensor, rows: int, queue: WeightGradients
-    ) -> Tensor:
-        y_PD = grouped_linear(act_PI, self.down_proj, ends_E, queue)
+    def gate_up(self, x_PD: Tensor, ends_E: Tensor) -> Tensor:
+        return self.ops.grouped_linear(x_PD, self.gate_up_proj, ends_E)
+
+    def down(self, act_PI: Tensor, ends_E: Tensor, row_P: Tensor, rows: int) -> Tensor:
+        y_PD = self.ops.grouped_linear(act_PI, self.down_proj, ends_E)
         return y_PD.new_zeros(rows, y_PD.shape[1]).index_add(0, row_P, y_PD)
 
 

@@ -12,32 +12,33 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
+from parallel.ops.accumulate import gradient_of
 from parallel.tape.weight_gradients import WeightGradients
 
 _ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
 
 
-def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, queue: WeightGradients):  # type: ignore[no-untyped-def]
+def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, deferred: WeightGradients):  # type: ignore[no-untyped-def]
     """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O].
 
-    ends_E: int32, for each expert the row behind its last; the last one is P. The weight gradient
-    goes to `queue`.
+    ends_E: int32, for each expert the row after its last; the last one is P. The weight gradient
+    goes to `deferred`.
     """
-    return _GroupedLinear.apply(x_PI, weight_EOI, ends_E, queue)
+    return _GroupedLinear.apply(x_PI, weight_EOI, ends_E, deferred)
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_PI, weight_EOI, ends_E, queue):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_PI, weight_EOI, ends_E, deferred):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x_PI, weight_EOI, ends_E)
-        ctx.queue = queue
+        ctx.deferred = deferred
         return _product(x_PI, weight_EOI.transpose(1, 2), ends_E)
 
     @staticmethod
     def backward(ctx, grad_PO):  # type: ignore[no-untyped-def]
         x_PI, weight_EOI, ends_E = ctx.saved_tensors
         grad_PO = grad_PO.contiguous()
-        ctx.queue.defer(lambda: _accumulate(weight_EOI.grad, grad_PO, x_PI, ends_E))
+        ctx.deferred.defer(lambda: _accumulate(gradient_of(weight_EOI), grad_PO, x_PI, ends_E))
         return _product(grad_PO, weight_EOI, ends_E), None, None, None
 
 

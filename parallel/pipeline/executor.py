@@ -18,12 +18,17 @@ from parallel.pipeline.transport import Receive, Transport
 from parallel.schedule.lower import Message, Step, received, sent
 from parallel.schedule.table import Action, Item, Overlap, Schedule
 from parallel.tape.passes import Pass, interleave, run
-from parallel.tape.recorder import Recorder, Silence
-from parallel.tape.tape import Tape, WeightTiming
+from parallel.tape.recorder import Recorder, Silence, paired
+from parallel.tape.tape import Tape, WeightTiming, require_no_pass
+from parallel.tape.weight_gradients import WeightGradients
 
 
 class Stage(Protocol):
     """A run of consecutive layers."""
+
+    @property
+    def deferred(self) -> WeightGradients:
+        """Where the backward of its layers leaves weight gradients."""
 
     def forward(self, tape: Tape, x: Tensor | None, micro_batch: Any) -> Pass[Tensor | None]:
         """The forward pass. x is None in the first stage, the result is None in the last, which
@@ -49,7 +54,7 @@ class StepResult:
 
 
 @dataclass
-class _Begun:
+class _InFlight:
     """A micro-batch between its forward and its backward on one stage."""
 
     tape: Tape
@@ -66,9 +71,10 @@ class Executor:
     """One rank of a pipeline.
 
     stages: by (flow, stage). transport: None for a pipeline of one rank. overlap: run the two
-    passes of an Overlap interleaved and weight gradients behind collectives; off, everything runs
-    one after the other and every collective is waited for at once. on_item: called after each item
-    with its begin and end, in seconds of time.monotonic; waits for messages count before the begin.
+    passes of an Overlap interleaved and weight gradients while collectives are in flight; off,
+    everything runs one after the other and every collective is waited for at once. on_item: called
+    after each item with its begin and end, in seconds of time.monotonic; waits for messages count
+    before the begin.
     """
 
     schedule: Schedule
@@ -79,129 +85,152 @@ class Executor:
     recorder: Recorder = field(default_factory=Silence)
     on_item: Callable[[Item, float, float], None] | None = None
 
-    _waited: float = field(init=False)
-    _micro_batches: MicroBatches = field(init=False)
-    _result: StepResult = field(init=False)
-    _in_flight: dict[Key, _Begun] = field(init=False)
-    _posted: dict[Message, Receive] = field(init=False)
-    _handed_over: dict[tuple[str, Key], Tensor] = field(init=False)
-    _ready: dict[Message, Tensor] = field(init=False)
-    _unsent: deque[Message] = field(init=False)
+    def __post_init__(self) -> None:
+        """Raises ValueError for a program with messages and no transport to carry them."""
+        if self.transport is None and any(step.sends or step.receives for step in self.program):
+            raise ValueError("this program sends messages: it needs a transport")
 
     def run(self, micro_batches: MicroBatches) -> StepResult:
         """Run the whole program once. micro_batches(flow, n): the n-th of a flow, for the stages.
 
-        Gradients add up in the parameters' `.grad`. Raises whatever a stage raises; messages may
-        then be under way, and the pipeline cannot be used again.
+        Gradients add up where the layers' weights keep them. Raises whatever a stage raises;
+        messages may then be under way, and the pipeline cannot be used again.
         """
-        self._micro_batches = micro_batches
-        self._result = StepResult()
-        self._in_flight, self._posted, self._handed_over, self._ready = {}, {}, {}, {}
-        for step in self.program:
+        return _Run(self, micro_batches).go()
+
+
+@dataclass
+class _Run:
+    """One run of a program.
+
+    in_flight: micro-batches between their forward and their backward. posted: receives. ready:
+    messages whose tensors are there. unsent: those of the item that is running, in the order of
+    the table. handed_over: outputs whose reader is on this rank, by direction. waited: seconds for
+    the messages of the item that is running.
+    """
+
+    executor: Executor
+    micro_batches: MicroBatches
+    result: StepResult = field(default_factory=StepResult)
+    in_flight: dict[Key, _InFlight] = field(default_factory=dict)
+    posted: dict[Message, Receive] = field(default_factory=dict)
+    ready: dict[Message, Tensor] = field(default_factory=dict)
+    unsent: deque[Message] = field(default_factory=deque)
+    handed_over: dict[tuple[str, Key], Tensor] = field(default_factory=dict)
+    waited: float = 0.0
+
+    def go(self) -> StepResult:
+        transport = self.executor.transport
+        for step in self.executor.program:
             for message in step.receives:
-                self._posted[message] = self._transport.post(message)
-            self._unsent = deque(step.sends)
-            self._time_item(step.item)
-            self._send_ready()
-        if self.transport is not None:
-            self.transport.finish()
-        return self._result
+                self.posted[message] = self.transport.post(message)
+            self.unsent = deque(step.sends)
+            self.time_item(step.item)
+            self.send_ready()
+        if transport is not None:
+            transport.finish()
+        return self.result
 
     @property
-    def _transport(self) -> Transport:
-        if self.transport is None:
-            raise ValueError("this program sends messages: it needs a transport")
-        return self.transport
+    def transport(self) -> Transport:
+        assert self.executor.transport is not None  # the executor has made sure
+        return self.executor.transport
 
-    def _time_item(self, item: Item) -> None:
-        self._waited = 0.0
+    def time_item(self, item: Item) -> None:
+        self.waited = 0.0
         begin = time.monotonic()
-        self._run_item(item)
-        if self.on_item is not None:
-            self.on_item(item, begin + self._waited, time.monotonic())
+        self.run_item(item)
+        if self.executor.on_item is not None:
+            self.executor.on_item(item, begin + self.waited, time.monotonic())
 
-    def _run_item(self, item: Item) -> None:
+    def run_item(self, item: Item) -> None:
         if not isinstance(item, Overlap):
-            run(self._pass(item, item.kind))
-        elif self.overlap:
-            # The backward first: its combine gives the forward's attention something to hide.
-            interleave(self._pass(item.backward, "B&"), self._pass(item.forward, "F&"))
+            run(self.make_pass(item, item.kind))
+            return
+        # The backward first: its combine gives the forward's attention something to hide.
+        backward = self.make_pass(item.backward, paired(item.backward.kind))
+        forward = self.make_pass(item.forward, paired(item.forward.kind))
+        if self.executor.overlap:
+            interleave(backward, forward)
         else:
-            run(self._pass(item.backward, "B&"))
-            run(self._pass(item.forward, "F&"))
+            run(backward)
+            run(forward)
 
-    def _pass(self, action: Action, label: str) -> Pass[None]:
+    def make_pass(self, action: Action, label: str) -> Pass[None]:
         if action.kind == "F":
-            return self._forward(action, label)
+            return self.forward(action, label)
         if action.kind == "W":
-            return self._weights(action)
-        return self._backward(action, label)
+            return self.weights(action)
+        return self.backward(action, label)
 
-    def _forward(self, action: Action, label: str) -> Pass[None]:
-        tape = Tape(training=self.schedule.training, label=label, recorder=self.recorder)
-        x = self._input(action, label)
-        if x is not None and self.schedule.training:
+    def forward(self, action: Action, label: str) -> Pass[None]:
+        stage = self.executor.stages[action.flow, action.stage]
+        training = self.executor.schedule.training
+        tape = Tape(training, label, self.executor.recorder, deferred=stage.deferred)
+        x = self.input(action, label)
+        if x is not None and training:
             x.requires_grad_()
-        stage = self.stages[action.flow, action.stage]
-        y = yield from stage.forward(tape, x, self._micro_batches(action.flow, action.micro_batch))
-        self._result.add(tape)
-        if self.schedule.training:
-            self._in_flight[_key(action)] = _Begun(tape, x, y)
+        y = yield from stage.forward(tape, x, self.micro_batches(action.flow, action.micro_batch))
+        require_no_pass(f"stage {action.stage}", (y,))
+        self.result.add(tape)
+        if training:
+            self.in_flight[_key(action)] = _InFlight(tape, x, y)
         if y is not None:
-            self._hand_over(action, y.detach())
+            self.hand_over(action, y.detach())
 
-    def _backward(self, action: Action, label: str) -> Pass[None]:
-        begun = self._in_flight[_key(action)]
-        begun.tape.label = label
-        if begun.y is not None:
-            begun.y.grad = self._input(action, label)
-        yield from begun.tape.backward(self._timing(action))
-        if begun.x is not None and begun.x.grad is not None:
-            self._hand_over(action, begun.x.grad)
+    def backward(self, action: Action, label: str) -> Pass[None]:
+        passing = self.in_flight[_key(action)]
+        passing.tape.label = label
+        if passing.y is not None:
+            passing.y.grad = self.input(action, label)
+        yield from passing.tape.backward(self.timing(action))
+        if passing.x is not None and passing.x.grad is not None:
+            self.hand_over(action, passing.x.grad)
         # What hides nothing more must not delay the gradient that the previous stage waits for.
-        self._send_ready()
-        begun.x = begun.y = None
+        self.send_ready()
+        passing.x = passing.y = None
         if action.kind == "B":
-            begun.tape.drain_weight_gradients()
-            del self._in_flight[_key(action)]
+            passing.tape.drain_weight_gradients()
+            del self.in_flight[_key(action)]
 
-    def _weights(self, action: Action) -> Pass[None]:
-        begun = self._in_flight.pop(_key(action))
-        begun.tape.label = "W"
-        begun.tape.drain_weight_gradients()
+    def weights(self, action: Action) -> Pass[None]:
+        passing = self.in_flight.pop(_key(action))
+        passing.tape.label = action.kind
+        passing.tape.drain_weight_gradients()
         yield from ()
 
-    def _timing(self, action: Action) -> WeightTiming:
+    def timing(self, action: Action) -> WeightTiming:
         if action.kind == "I":
             return WeightTiming.LATER
-        return WeightTiming.BEHIND if self.overlap else WeightTiming.AT_ONCE
+        overlap = self.executor.overlap
+        return WeightTiming.WHILE_IN_FLIGHT if overlap else WeightTiming.AT_ONCE
 
-    def _input(self, action: Action, label: str) -> Tensor | None:
+    def input(self, action: Action, label: str) -> Tensor | None:
         """What the action computes on, waited for; None where it starts from the micro-batch."""
-        message = received(self.schedule, action)
+        message = received(self.executor.schedule, action)
         if message is None:
-            return self._handed_over.pop((_direction(action), _key(action)), None)
+            return self.handed_over.pop((_direction(action), _key(action)), None)
         begin = time.monotonic()
-        with self.recorder.span(label, "wait", message.kind):
-            tensor = self._posted.pop(message).wait()
-        self._waited += time.monotonic() - begin
+        with self.executor.recorder.span(label, "wait", message.kind):
+            tensor = self.posted.pop(message).wait()
+        self.waited += time.monotonic() - begin
         return tensor
 
-    def _hand_over(self, action: Action, tensor: Tensor) -> None:
+    def hand_over(self, action: Action, tensor: Tensor) -> None:
         """Give an output to the next stage: a message to send, or directly on the same rank."""
-        message = sent(self.schedule, action)
+        message = sent(self.executor.schedule, action)
         if message is not None:
-            self._ready[message] = tensor
+            self.ready[message] = tensor
             return
         direction = _direction(action)
         stage = action.stage + 1 if direction == "forward" else action.stage - 1
-        self._handed_over[direction, (action.flow, stage, action.micro_batch)] = tensor
+        self.handed_over[direction, (action.flow, stage, action.micro_batch)] = tensor
 
-    def _send_ready(self) -> None:
+    def send_ready(self) -> None:
         """Send what is ready, in the order of the table: a channel is first in, first out."""
-        while self._unsent and self._unsent[0] in self._ready:
-            message = self._unsent.popleft()
-            self._transport.send(message, self._ready.pop(message))
+        while self.unsent and self.unsent[0] in self.ready:
+            message = self.unsent.popleft()
+            self.transport.send(message, self.ready.pop(message))
 
 
 def _direction(action: Action) -> str:

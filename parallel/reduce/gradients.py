@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.ops.accumulate import set_gradient
 from parallel.ranks.mesh import RankSet
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Parameters that have the same copies, with one flat gradient buffer."""
+    """Parameters that have the same copies, with one flat gradient buffer.
+
+    counts_here: this rank is the one that counts them in the norm.
+    """
 
     names: tuple[str, ...]
+    sizes: tuple[int, ...]
     gradient: Tensor
     group: dist.ProcessGroup | None
-    counts_here: bool  # this rank is the one that counts them in the norm
+    counts_here: bool
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of each parameter, flat."""
+        return zip(self.names, self.gradient.split(list(self.sizes)))
 
 
 class Gradients:
     """The gradients of this rank's parameters: flat buffers, one for each set of copies.
 
-    Each parameter's `.grad` is a view into them, so that accumulating needs no copy and a
+    The gradient of each parameter is a view of one, so that accumulating needs no copy and a
     reduction is one collective a set.
     """
 
@@ -46,11 +55,21 @@ class Gradients:
             for members in by_dtype.values():
                 flat = _flat_gradients([parameters[name] for name in members])
                 group = groups[ranks] if len(ranks) > 1 else None
-                self._buckets.append(_Bucket(tuple(members), flat, group, ranks[0] == rank))
+                sizes = tuple(parameters[name].numel() for name in members)
+                self._buckets.append(_Bucket(tuple(members), sizes, flat, group, ranks[0] == rank))
 
     def zero(self) -> None:
         for bucket in self._buckets:
             bucket.gradient.zero_()
+
+    def not_finite(self) -> list[str]:
+        """The parameters of this rank whose gradient has a value that is not finite."""
+        return [
+            name
+            for bucket in self._buckets
+            for name, gradient in bucket.gradients()
+            if not bool(torch.isfinite(gradient).all())
+        ]
 
     def reduce(self) -> None:
         """Sum every gradient over its copies."""
@@ -81,10 +100,10 @@ class Gradients:
 
 
 def _flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
-    """A zeroed buffer for these parameters' gradients, each `.grad` a view of it."""
+    """A zeroed buffer for these parameters' gradients, each a view of it."""
     flat = torch.zeros(
         sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device
     )
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
-        parameter.grad = piece.view(parameter.shape)
+        set_gradient(parameter, piece.view(parameter.shape))
     return flat

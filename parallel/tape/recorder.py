@@ -15,11 +15,23 @@ from typing import Literal, Protocol
 What = Literal["compute", "weights", "recompute", "start", "wait", "flight"]
 
 
+_PAIRED = "&"
+
+
+def paired(label: str) -> str:
+    """The label of a pass inside an overlapped pair."""
+    return label + _PAIRED
+
+
+def is_paired(label: str) -> bool:
+    return label.endswith(_PAIRED)
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that a pass did.
 
-    label: the pass ("F", "B", "I", "W", and a "&" behind it inside an overlapped pair).
+    label: the pass, "F", "B", "I" or "W", as `paired` writes it inside an overlapped pair.
     what: "compute" a segment, "weights" queued weight gradients, "recompute" a segment rerun,
     "start" a collective, "wait" for it (the exposed time), "flight" from start to completion.
     name: of the segment or of the collective.

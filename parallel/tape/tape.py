@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from parallel.tape.weight_gradients import WeightGradients
 class WeightTiming(Enum):
     """When a backward pass runs the weight gradients that its segments queue."""
 
-    BEHIND = "while the next reverse collective is in flight"  # B
+    WHILE_IN_FLIGHT = "while the next reverse collective is in flight"  # B
     AT_ONCE = "before the next reverse collective starts"  # B with overlap off: hides nothing
     LATER = "not in this pass"  # I; the schedule's W drains the queue
 
@@ -101,6 +102,8 @@ class Tape:
 
     training: False records nothing and keeps no graph.
     label: names the pass in recorded events.
+    weight_gradients: those of this micro-batch that wait. deferred: where the layers of the stage
+    leave theirs (parallel/ops); the tape takes them after each segment's backward.
     losses: scalars added by `add_loss`. tallies: integer counts added by `add_tally`, by name.
     """
 
@@ -108,6 +111,7 @@ class Tape:
     label: str = "F"
     recorder: Recorder = field(default_factory=Silence)
     weight_gradients: WeightGradients = field(default_factory=WeightGradients)
+    deferred: WeightGradients = field(default_factory=WeightGradients)
     losses: list[Loss] = field(default_factory=list)
     tallies: dict[str, Tensor] = field(default_factory=dict)
     _entries: list[_Segment | _Exchange | _Release] = field(default_factory=list)
@@ -121,14 +125,17 @@ class Tape:
         recompute: keep the inputs only. The outputs are freed at the next `release` (every exchange
         is one) and computed again in the backward, so only segments before that may read them.
         """
-        with self.recorder.span(self.label, "compute", function.__qualname__):
-            if not self.training:
-                with torch.no_grad():
-                    return function(*inputs)
-            _require_leaves(function.__qualname__, inputs)
-            with torch.set_grad_enabled(not recompute):
-                result = function(*inputs)
+        name = function.__qualname__
+        require_no_pass(name, inputs)
+        if self.training:
+            _require_leaves(name, inputs)
+        keep_graph = torch.set_grad_enabled(self.training and not recompute)
+        with self.recorder.span(self.label, "compute", name), keep_graph:
+            result = function(*inputs)
         outputs = _as_tuple(result)
+        require_no_pass(name, outputs)
+        if not self.training:
+            return result
         leaves = tuple(_leaf(output) for output in outputs)
         segment = _Segment(function, inputs, () if recompute else outputs, leaves)
         self._entries.append(segment)
@@ -151,6 +158,7 @@ class Tape:
 
         Outputs of recomputed segments cannot be exchanged: they are freed while it is in flight.
         """
+        require_no_pass(name, tensors)
         _require_leaves(name, tensors)
         released = {_address(leaf) for s in self._recomputed for leaf in s.leaves}
         if any(tensor.numel() and _address(tensor) in released for tensor in tensors):
@@ -203,6 +211,7 @@ class Tape:
             else:
                 with self.recorder.span(self.label, "compute", entry.function.__qualname__):
                     entry.backward()
+                self.weight_gradients.take(self.deferred)
 
     def drain_weight_gradients(self) -> None:
         """Compute all weight gradients that are queued."""
@@ -221,7 +230,7 @@ class Tape:
         if timing is WeightTiming.AT_ONCE:
             self.drain_weight_gradients()
         pending = self._start(entry.name, entry.collective.reversed(), grads)
-        if timing is WeightTiming.BEHIND:
+        if timing is WeightTiming.WHILE_IN_FLIGHT:
             self.drain_weight_gradients()
         below = self._entries[-1] if self._entries else None
         if timing is not WeightTiming.AT_ONCE and isinstance(below, _Release):
@@ -259,6 +268,16 @@ def _leaf(value: Any) -> Any:
         return value
     leaf = value.detach()
     return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+
+
+def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
+    """Raise TypeError for a pass among tensors: somebody has forgotten to run it."""
+    for value in values:
+        if isinstance(value, GeneratorType):
+            raise TypeError(
+                f"{name}: the pass {value.gi_code.co_qualname} is run by nobody: "
+                "write `yield from` in front of the call that makes it"
+            )
 
 
 def _require_leaves(name: str, inputs: tuple[Any, ...]) -> None:

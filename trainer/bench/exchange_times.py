@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from parallel.tape.recorder import Event
+from parallel.tape.recorder import Event, is_paired
 
 Mode = Literal["on", "off"]
 Where = Literal["pairs", "lone"]
@@ -138,7 +138,7 @@ def account(
     }
     for exchange, last in zip(exchanges(events), latest, strict=True):
         if _inside(exchange.begin, mine):
-            where: Where = "pairs" if exchange.label.endswith("&") else "lone"
+            where: Where = "pairs" if is_paired(exchange.label) else "lone"
             sorts[where][exchange.kind].append(_times(exchange, last))
     times = {w: {k: add(all_, step) for k, all_ in kinds.items()} for w, kinds in sorts.items()}
     inside = [event for event in events if _inside(event.begin, mine)]

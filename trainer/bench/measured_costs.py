@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import MicroBatches
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather, start_together
@@ -24,9 +24,10 @@ from parallel.study.costs import CostModel
 from parallel.study.measured import ItemClock, TimedItems, timeline_of
 from parallel.study.timeline import Timeline
 from trainer.bench.throughput import random_parts
-from trainer.build.layout import DTYPES, Layout, build
+from trainer.build.layout import Layout, build
 from trainer.config.schema import Config
 from trainer.errors import RunError
+from trainer.model.stage import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def measure_costs(
     if process.rank != 0:
         return None
     tokens = layout.sequences * config.data.sequence_length
-    element = torch.finfo(DTYPES[config.run.dtype]).bits // 8
+    element = PRECISIONS[config.run.dtype].parameters.itemsize
     model = cost_model(layout.schedule, everyone)
     costs = replace(model, message_bytes=float(tokens * config.model.dim * element))
     # The pipeline of data rank 0: its ranks in order.
@@ -118,7 +119,7 @@ def cost_model(schedule: Schedule, everyone: list[Measurement]) -> CostModel:
     )
 
 
-def _numbered(parts: Sequence[Tensor], per_flow: int) -> MicroBatches:
+def _numbered(parts: Sequence[MicroBatch], per_flow: int) -> MicroBatches:
     return lambda flow, n: parts[flow * per_flow + n]
 
 
@@ -128,11 +129,11 @@ def _durations(steps: list[TimedItems]) -> Iterator[tuple[Item, float]]:
 
 def _run(layout: Layout, schedule: Schedule, steps: int, warmup: int) -> list[TimedItems]:
     """The items of each counted step; times count from the moment all ranks began it."""
-    executor = layout.executor(schedule, overlap=True)
+    executor = layout.executor(schedule, layout.objective, overlap=True)
     per_flow = schedule.micro_batches_per_flow
     timed: list[TimedItems] = []
     for step in range(warmup + steps):
-        layout.gradients.zero()
+        layout.optimizer.zero()
         clock = ItemClock()
         executor.on_item = clock.note
         origin = start_together() if layout.process.world > 1 else time.monotonic()

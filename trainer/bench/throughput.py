@@ -10,11 +10,10 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
@@ -31,6 +30,8 @@ from trainer.bench.exchange_times import (
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config
 from trainer.errors import Stopped
+from trainer.model.stage import MicroBatch
+from trainer.objective.pretraining import TOKENS
 from trainer.run.signals import StopRequest
 from trainer.run.step import Trainer
 
@@ -147,8 +148,8 @@ def run_steps(layout: Layout, trial: Trial, stop: StopRequest) -> RankSteps:
     return RankSteps(windows, log.events, loads)
 
 
-def random_parts(layout: Layout, batch: int) -> Sequence[Tensor]:
-    """Micro-batches [B, S + 1 + MTP depth] of this data rank: uniform tokens, seeded by batch."""
+def random_parts(layout: Layout, batch: int) -> list[MicroBatch]:
+    """The micro-batches of this data rank: uniform tokens, seeded by batch."""
     config = layout.config
     shape = (
         config.data.global_batch,
@@ -156,8 +157,8 @@ def random_parts(layout: Layout, batch: int) -> Sequence[Tensor]:
     )
     generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + batch)
     tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
-    ours = tokens.chunk(layout.mesh.data)[layout.mesh.data_rank(layout.process.rank)]
-    return ours.split(layout.sequences)
+    ours = tokens.chunk(layout.mesh.data)[layout.data_rank]
+    return [{TOKENS: part} for part in ours.split(layout.sequences)]
 
 
 def compare(measured: dict[Mode, Measured]) -> Comparison | None:

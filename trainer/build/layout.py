@@ -3,7 +3,7 @@ pipeline that runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,46 +11,61 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from parallel.reduce.copies import all_copies, copies
-from parallel.reduce.gradients import Gradients
-from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
-from parallel.ranks.groups import make_groups
-from parallel.ranks.mesh import RankSet
-from parallel.ranks.mesh import Mesh
+from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
+from parallel.expert.placement import ExpertPlacement
+from parallel.ops.ops import Ops
+from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
-from parallel.schedule.generators import forward_only
-from parallel.schedule.lower import channels, lower
-from parallel.tape.recorder import Recorder, Silence
-from parallel.schedule.table import Schedule
 from parallel.pipeline.transport import Transport
+from parallel.ranks.groups import make_groups
+from parallel.ranks.mesh import Mesh, RankSet
 from parallel.ranks.process import Process
 from parallel.ranks.together import together
-from trainer.config.schema import Config
+from parallel.reduce.copies import all_copies, copies
+from parallel.reduce.gradients import Gradients
+from parallel.schedule.generators import forward_only
+from parallel.schedule.lower import channels, lower
+from parallel.schedule.table import Schedule
+from parallel.tape.recorder import Recorder, Silence
 from trainer.checkpoint.hf.load import load_part, require_model
 from trainer.checkpoint.hf.reader import Checkpoint
-from trainer.model.named import initialise
+from trainer.config.derived import mesh_of, schedule_of
+from trainer.config.schema import Config
+from trainer.model.moe import ExpertsHere
+from trainer.model.names import initialise
+from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition, partition_layers
-from trainer.model.stage import ModelStage
-from trainer.config.derived import schedule_of
-from trainer.config.derived import mesh_of
+from trainer.model.partition import Partition, moe_layers, partition_layers
+from trainer.model.stage import ModelStage, Objective
+from trainer.objective.objective import TrainingObjective
+from trainer.objective.pretraining import Pretraining
+from trainer.optim.adamw import ReplicatedAdamW
+from trainer.optim.optimizer import Optimizer
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+Placements = Mapping[int, ExpertPlacement]
+"""By layer, where its experts are."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
-    """What a rank holds. `build` makes one."""
+    """What a rank holds. `build` makes one.
+
+    copies_of: by parameter, the ranks that hold it. patient: group to wait in for ranks that read
+    or save weights (see `together`).
+    """
 
     config: Config
     process: Process
     device: torch.device
     mesh: Mesh
     schedule: Schedule
+    placements: Placements
     partition: Partition
     part: ModelPart
+    objective: TrainingObjective
     gradients: Gradients
-    copies_of: dict[str, RankSet]
+    optimizer: Optimizer
+    copies_of: Mapping[str, RankSet]
     transport: Transport | None
     patient: dist.ProcessGroup | None
 
@@ -63,28 +78,36 @@ class Layout:
         return self.mesh.coordinate(self.process.rank).expert
 
     @property
+    def data_rank(self) -> int:
+        return self.mesh.data_rank(self.process.rank)
+
+    @property
     def sequences(self) -> int:
         """Sequences of a micro-batch."""
-        micro_batches = self.mesh.data * self.config.pipeline.micro_batches
-        return self.config.data.global_batch // micro_batches
+        return _sequences(self.config, self.mesh)
 
-    def trainer(self, overlap: bool, recorder: Recorder | None = None) -> Executor:
-        """The executor of training steps."""
-        return self.executor(self.schedule, overlap, recorder)
+    def training_executor(self, overlap: bool, recorder: Recorder | None = None) -> Executor:
+        """Runs the forward and backward passes of a step."""
+        return self.executor(self.schedule, self.objective, overlap, recorder)
 
-    def evaluator(self, micro_batches: int) -> Executor:
-        """The executor of forward passes only."""
-        return self.executor(forward_only(self.schedule.placement, micro_batches), True)
+    def forward_executor(self, objective: Objective, micro_batches: int) -> Executor:
+        """Runs forward passes only."""
+        schedule = forward_only(self.schedule.placement, micro_batches)
+        return self.executor(schedule, objective, overlap=True)
 
     def executor(
-        self, schedule: Schedule, overlap: bool, recorder: Recorder | None = None
+        self,
+        schedule: Schedule,
+        objective: Objective,
+        overlap: bool,
+        recorder: Recorder | None = None,
     ) -> Executor:
         """The executor of any table with the placement of this layout."""
         return Executor(
             schedule=schedule,
             program=lower(schedule).programs[self.pipeline_rank],
             stages={
-                (flow, stage): ModelStage(stage, self.part, self.partition, self.config)
+                (flow, stage): ModelStage(stage, self.part, self.partition, objective)
                 for flow, stage in schedule.stages_of(self.pipeline_rank)
             },
             transport=self.transport,
@@ -99,88 +122,119 @@ def build(
     device: torch.device,
     patient: dist.ProcessGroup | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    placements: Placements | None = None,
 ) -> Layout:
     """Make the process groups and this rank's part of the model, with its initial weights.
 
     Collective: every rank of the world must call it. The world's group exists if there is one.
-    patient: group to wait in for ranks that read or save weights (see `together`). progress(done,
-    total): bytes that this rank has read of model.init_from. Raises CheckpointError where that
-    cannot be read or is no such model.
+    progress(done, total): bytes that this rank has read of model.init_from. placements: contiguous
+    on every layer when not given. Raises CheckpointError where model.init_from cannot be read or is
+    no such model.
     """
-    mesh = mesh_of(config)
-    pipeline = config.pipeline
-    schedule = schedule_of(config)
+    mesh, schedule = mesh_of(config), schedule_of(config)
+    place, timeout = mesh.coordinate(process.rank), timedelta(seconds=config.run.timeout)
+    if placements is None:
+        contiguous = ExpertPlacement.contiguous(config.model.moe.experts, mesh.expert)
+        placements = dict.fromkeys(moe_layers(config.model), contiguous)
     partition = partition_layers(
-        config.model.layers, schedule.stages, config.model.mtp.depth, pipeline.layers_per_stage
+        config.model.layers,
+        schedule.stages,
+        config.model.mtp.depth,
+        config.pipeline.layers_per_stage,
     )
-    timeout = timedelta(seconds=config.run.timeout)
-    rank = process.rank
-    place = mesh.coordinate(rank)
-
-    groups = make_groups(all_copies(partition.homes(), mesh, schedule.placement), rank, timeout)
-    part = ModelPart(
-        config,
-        partition,
-        {stage for _, stage in schedule.stages_of(place.pipeline)},
-        _dispatcher(config, mesh, rank, timeout),
-    ).to(device=device, dtype=DTYPES[config.run.dtype])
-    parameters = dict(part.named_parameters())
+    groups = make_groups(
+        all_copies(partition.homes(), mesh, schedule.placement), process.rank, timeout
+    )
+    options = LayerOptions(
+        config.model,
+        config.recompute,
+        Ops(PRECISIONS[config.run.dtype]),
+        config.data.sequence_length,
+        balance_weight=config.model.moe.balance_alpha / config.data.global_batch,
+    )
+    stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
+    experts = _experts_here(placements, mesh, process.rank, timeout, device)
+    part = ModelPart(options, partition, stages, experts).to(device)
     copies_of = {
         name: copies(partition.home(name), mesh, schedule.placement, place.expert)
-        for name in parameters
+        for name, _ in part.named_parameters()
     }
-    compare = all(copies_of[name][0] == rank for name in parameters if "eh_proj" in name)
-    together(lambda: _initial_weights(part, config, place.expert, compare, progress), patient)
-
-    gradients = Gradients(parameters, copies_of, groups, rank)
-    layout = Layout(
-        config, process, device, mesh, schedule, partition, part, gradients, copies_of, None, patient
+    # Of the ranks that hold MTP modules, the first compares what they repeat.
+    compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
+    together(lambda: _set_weights(part, config, compare, progress), patient)
+    gradients = Gradients(dict(part.named_parameters()), copies_of, groups, process.rank)
+    return Layout(
+        config=config,
+        process=process,
+        device=device,
+        mesh=mesh,
+        schedule=schedule,
+        placements=placements,
+        partition=partition,
+        part=part,
+        objective=Pretraining(
+            config.data.sequence_length, config.data.global_batch, config.model.mtp
+        ),
+        gradients=gradients,
+        optimizer=ReplicatedAdamW(part.parameters(), gradients, config.optimizer),
+        copies_of=copies_of,
+        transport=_transport(config, mesh, schedule, process.rank, device),
+        patient=patient,
     )
-    layout.transport = _transport(layout, timeout)
-    return layout
 
 
-def _initial_weights(
-    part: ModelPart,
-    config: Config,
-    expert_rank: int,
-    compare: bool,
-    progress: Callable[[int, int], None],
+def _sequences(config: Config, mesh: Mesh) -> int:
+    return config.data.global_batch // (mesh.data * config.pipeline.micro_batches)
+
+
+def _set_weights(
+    part: ModelPart, config: Config, compare: bool, progress: Callable[[int, int], None]
 ) -> None:
     """Random weights, or those of model.init_from; compare: see load_part."""
     model = config.model
     if model.init_from is None:
-        initialise(part, expert_rank, config.run.seed, model.init_std)
+        initialise(part, config.run.seed, model.init_std)
         return
     checkpoint = Checkpoint(Path(model.init_from).expanduser())
     require_model(checkpoint, model)
-    load_part(part, model, checkpoint, expert_rank, compare, progress)
+    load_part(part, model, checkpoint, compare, progress)
 
 
-def _dispatcher(config: Config, mesh: Mesh, rank: int, timeout: timedelta) -> Dispatcher:
+def _experts_here(
+    placements: Placements, mesh: Mesh, rank: int, timeout: timedelta, device: torch.device
+) -> dict[int, ExpertsHere]:
+    """By layer, the experts of this rank and the way to the others."""
     groups = make_groups((mesh.expert_group(r) for r in range(mesh.world)), rank, timeout)
-    if mesh.expert == 1:
-        return LocalDispatcher()
-    group: dist.ProcessGroup = groups[mesh.expert_group(rank)]
-    return AllToAllDispatcher(group, config.model.moe.experts // mesh.expert)
+    expert_rank = mesh.coordinate(rank).expert
+    here = {}
+    for layer, placement in placements.items():
+        held = placement.held[expert_rank]
+        if mesh.expert == 1:
+            here[layer] = ExpertsHere(held, LocalDispatcher())
+        else:
+            dispatcher = AllToAllDispatcher(groups[mesh.expert_group(rank)], placement, device)
+            here[layer] = ExpertsHere(held, dispatcher)
+    return here
 
 
-def _transport(layout: Layout, timeout: timedelta) -> Transport | None:
-    mesh, rank, config = layout.mesh, layout.process.rank, layout.config
+def _transport(
+    config: Config, mesh: Mesh, schedule: Schedule, rank: int, device: torch.device
+) -> Transport | None:
+    """The channels to the other ranks of this rank's pipeline, opened; None if it has no others."""
     pipelines = [mesh.pipeline_group(r) for r in range(mesh.data)]
+    timeout = timedelta(seconds=config.run.timeout)
     up, down = (make_groups(pipelines, rank, timeout) for _ in range(2))
     if mesh.pipeline == 1:
         return None
     ranks = mesh.pipeline_group(rank)
-    tokens = layout.sequences * config.data.sequence_length
     transport = Transport(
-        rank=layout.pipeline_rank,
+        rank=mesh.coordinate(rank).pipeline,
         ranks=ranks,
         up=up[ranks],
         down=down[ranks],
-        shape=(tokens, config.model.dim),
-        dtype=DTYPES[config.run.dtype],
-        device=layout.device,
+        shape=(_sequences(config, mesh) * config.data.sequence_length, config.model.dim),
+        dtype=PRECISIONS[config.run.dtype].parameters,
+        device=device,
     )
-    transport.open(channels(lower(layout.schedule)))
+    transport.open(channels(lower(schedule)))
     return transport

@@ -7,7 +7,7 @@ held at a time. All ranks must see one file system.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -32,9 +32,10 @@ from trainer.checkpoint.hf.writer import (
 )
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
-from trainer.model.named import (
+from trainer.model.names import (
     BIAS,
     depth_order,
+    expert_names,
     has_bias,
     mtp_copies,
     named_biases,
@@ -99,7 +100,9 @@ def owned_tensors(layout: Layout) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in part.named_parameters():
         if name in owned:
-            tensors |= released_names(name, parameter.data, layout.expert_rank)
+            tensors |= released_names(part, name, parameter.data)
+    for name in _saved_by_others(layout):
+        tensors.pop(name, None)
     routers = {released_name(name) for name in owned}
     for name, bias in named_biases(part):
         # A bias has the copies of the router's weights beside it.
@@ -109,6 +112,15 @@ def owned_tensors(layout: Layout) -> dict[str, Tensor]:
         if original in tensors:
             tensors[copy] = tensors[original]
     return dict(sorted(tensors.items(), key=lambda item: depth_order(model, item[0])))
+
+
+def _saved_by_others(layout: Layout) -> Iterator[str]:
+    """Tensors of redundant experts that this rank holds and the first of their homes saves."""
+    rank = layout.expert_rank
+    for layer, placement in layout.placements.items():
+        away = [e for e in placement.held[rank] if placement.homes[e][0][0] != rank]
+        for expert in away:
+            yield from expert_names(layer, expert)
 
 
 def _write_beside(

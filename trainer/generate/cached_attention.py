@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallel.tape.weight_gradients import WeightGradients, linear
 from trainer.generate.latent_cache import LatentCache
 from trainer.model.attention import MLA
 from trainer.model.rope import rotate
@@ -29,13 +28,13 @@ class CachedMLA(MLA):
     cache: LatentCache
 
     def up(
-        self, query_latent: Tensor, latent_TC: Tensor, key_TR: Tensor, queue: WeightGradients
+        self, query_latent: Tensor, latent_TC: Tensor, key_TR: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [T, H, E] against the latents, and what they look up: keys [L, E] and values
         [L, C], both views of the cache, which has the new tokens from here on."""
         c = self.config
         if c.q_lora_rank is not None:
-            query_latent = linear(query_latent, self.q_b_proj.weight, queue)
+            query_latent = self.q_b_proj(query_latent)
         query = query_latent.view(-1, c.heads, c.nope_head_dim + c.rope_head_dim)
         query_nope, query_rope = query.split([c.nope_head_dim, c.rope_head_dim], -1)
         key_up_HNC, _ = self._up_projections()
@@ -46,7 +45,7 @@ class CachedMLA(MLA):
         key_LE = self.cache.entries()
         return torch.cat([query_THC, query_THR], -1), key_LE, key_LE[:, : c.kv_lora_rank]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, queue: WeightGradients) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention of the last T of L tokens, and the projection of its output, [T, D]."""
         T, H, L = len(query), self.config.heads, len(key)
         scores_THL = (query.flatten(0, 1) @ key.t()).view(T, H, L) * self.scale
@@ -56,7 +55,7 @@ class CachedMLA(MLA):
         latent_THC = (scores_THL.softmax(-1).flatten(0, 1) @ value).view(T, H, -1)
         _, value_up_HVC = self._up_projections()
         out_HTV = latent_THC.transpose(0, 1) @ value_up_HVC.transpose(1, 2)
-        return linear(out_HTV.transpose(0, 1).flatten(1), self.o_proj.weight, queue)
+        return self.o_proj(out_HTV.transpose(0, 1).flatten(1))
 
     def _up_projections(self) -> tuple[Tensor, Tensor]:
         """Views of the keys' and the values' projection from the latent, [H, N, C], [H, V, C]."""

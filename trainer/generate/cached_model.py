@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config.schema import Config, DataConfig, ModelConfig
+from parallel.ops.ops import Ops
+from trainer.config.schema import ModelConfig
 from trainer.generate.cached_attention import CachedMLA
 from trainer.generate.latent_cache import LatentCache
 from trainer.model.part import ModelPart
@@ -21,14 +22,10 @@ PROMPT_CHUNK = 512
 SCORES = 1 << 25
 
 
-def cached_part(model: ModelConfig) -> ModelPart:
+def cached_part(model: ModelConfig, ops: Ops) -> ModelPart:
     """All parameters of `model`, unset, with attention over caches."""
-    return whole_model(_config(model), CachedMLA)
-
-
-def _config(model: ModelConfig) -> Config:
     # Sequences of one token, so that any number of tokens is a number of sequences.
-    return Config(model=model, data=DataConfig(sequence_length=1, global_batch=1))
+    return whole_model(model, ops, sequence_length=1, attention=CachedMLA)
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class CachedModel:
 
     def read(self, tokens: Sequence[int]) -> Iterator[Tensor]:
         """Read any number of tokens in chunks that bound the memory: hidden states as `hidden`."""
-        scores_a_token = self.whole.config.model.attention.heads * self.positions
+        scores_a_token = self.whole.part.options.model.attention.heads * self.positions
         chunk = max(1, min(PROMPT_CHUNK, SCORES // scores_a_token))
         for begin in range(0, len(tokens), chunk):
             yield self.hidden(tokens[begin : begin + chunk])
@@ -85,7 +82,7 @@ class CachedModel:
 def begin_text(
     part: ModelPart, model: ModelConfig, positions: int, vocabulary: int | None = None
 ) -> CachedModel:
-    """An empty text of up to `positions` tokens in `part`, made by `cached_part(model)`.
+    """An empty text of up to `positions` tokens in `part`, made by `cached_part(model, ops)`.
 
     It takes the place of the text before, which must not be gone on with. vocabulary: all tokens
     of the model, or only the first ones. Memory: (layers + MTP modules) x positions x (C + R)
@@ -103,5 +100,5 @@ def begin_text(
 
     main = tuple(new_cache(layer) for layer in range(model.layers))
     modules = [(new_cache(model.layers + module),) for module in range(model.mtp.depth)]
-    whole = WholeModel(part, _config(model))
+    whole = WholeModel(part)
     return CachedModel(whole, (main, *modules), positions, vocabulary or model.vocab_size)

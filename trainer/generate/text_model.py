@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from parallel.ops.ops import Ops
+from parallel.ops.precision import Precision
 from trainer.checkpoint.hf.companions import GENERATION_FILE
 from trainer.checkpoint.hf.conversion import checked_model
 from trainer.checkpoint.hf.load import load_part
@@ -87,8 +89,8 @@ def load_text_model(
     chosen = _tokenizer(folder, tokenizer, model)
     if not with_mtp:
         model = replace(model, mtp=replace(model.mtp, depth=0))
-    part = cached_part(model).to(dtype)
-    load_part(part, model, checkpoint, 0, True, progress)
+    part = cached_part(model, Ops(Precision(dtype, dtype)))
+    load_part(part, model, checkpoint, True, progress)
     return _text_model(part, model, chosen, checkpoint)
 
 

@@ -5,57 +5,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from parallel.ops.ops import Embedding, Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
-from parallel.tape.weight_gradients import WeightGradients, embedding, linear
-from trainer.config.schema import ModelConfig, RecomputeConfig
 from trainer.model.attention import MLA
-from trainer.model.matrix import Matrix
 from trainer.model.mlp import MLP
 from trainer.model.moe import MoE
 from trainer.model.norm import RMSNorm
+from trainer.model.options import LayerOptions
 
 
 class Layer(nn.Module):
     """Pre-norm attention and MLP (dense or MoE), each with its residual."""
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        recompute: RecomputeConfig,
-        attention: MLA,
-        mlp: MLP | MoE,
-    ) -> None:
+    def __init__(self, options: LayerOptions, attention: MLA, mlp: MLP | MoE) -> None:
         super().__init__()
-        self.recompute_norm = recompute.norm
-        self.input_layernorm = RMSNorm(model.dim, model.norm_eps)
+        ops, model = options.ops, options.model
+        self.recompute_norm = options.recompute.norm
+        self.input_layernorm = RMSNorm(ops, model.dim, model.norm_eps)
         self.self_attn = attention
-        self.post_attention_layernorm = RMSNorm(model.dim, model.norm_eps)
+        self.post_attention_layernorm = RMSNorm(ops, model.dim, model.norm_eps)
         self.mlp = mlp
 
     def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
-        x_TD = tape.compute(torch.add, x_TD, self.attend(tape, x_TD))
+        n_TD = tape.compute(self.input_layernorm.forward, x_TD, recompute=self.recompute_norm)
+        x_TD = tape.compute(torch.add, x_TD, self.self_attn(tape, n_TD))
         n_TD = tape.compute(
             self.post_attention_layernorm.forward, x_TD, recompute=self.recompute_norm
         )
-        mixed = self.mlp(tape, n_TD)
-        if isinstance(self.mlp, MoE):
-            mixed = yield from mixed
-        x_TD = tape.compute(torch.add, x_TD, mixed)
+        mixed_TD = yield from self.mlp(tape, n_TD)
+        x_TD = tape.compute(torch.add, x_TD, mixed_TD)
         tape.release()
         return x_TD
-
-    def attend(self, tape: Tape, x_TD: Tensor) -> Tensor:
-        n_TD = tape.compute(self.input_layernorm.forward, x_TD, recompute=self.recompute_norm)
-        return self.self_attn(tape, n_TD)
 
 
 class SharedHead(nn.Module):
     """The norm before the output head that an MTP module shares with the model."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, options: LayerOptions) -> None:
         super().__init__()
-        self.norm = RMSNorm(model.dim, model.norm_eps)
+        self.norm = RMSNorm(options.ops, options.model.dim, options.model.norm_eps)
 
 
 class MTPModule(Layer):
@@ -66,17 +55,16 @@ class MTPModule(Layer):
     the hidden state first.
     """
 
-    def __init__(
-        self, model: ModelConfig, recompute: RecomputeConfig, attention: MLA, mlp: MLP | MoE
-    ) -> None:
-        super().__init__(model, recompute, attention, mlp)
-        self.enorm = RMSNorm(model.dim, model.norm_eps)
-        self.hnorm = RMSNorm(model.dim, model.norm_eps)
-        self.eh_proj = Matrix(model.dim, 2 * model.dim)
-        self.shared_head = SharedHead(model)
+    def __init__(self, options: LayerOptions, attention: MLA, mlp: MLP | MoE) -> None:
+        super().__init__(options, attention, mlp)
+        ops, model = options.ops, options.model
+        self.enorm = RMSNorm(ops, model.dim, model.norm_eps)
+        self.hnorm = RMSNorm(ops, model.dim, model.norm_eps)
+        self.eh_proj = Linear(ops, 2 * model.dim, model.dim)
+        self.shared_head = SharedHead(options)
 
     def predict(
-        self, tape: Tape, hidden_TD: Tensor, tokens_T: Tensor, embed_weight: Tensor
+        self, tape: Tape, hidden_TD: Tensor, tokens_T: Tensor, embed: Embedding
     ) -> Pass[Tensor]:
         """The hidden state [T, D] of this depth, before its head's norm.
 
@@ -84,18 +72,11 @@ class MTPModule(Layer):
         its final norm.
         tokens_T: the tokens this depth's k-th further prediction is conditioned on.
         """
-        queue = tape.weight_gradients
         joined_T2D = tape.compute(
-            self.join, hidden_TD, tokens_T, embed_weight, queue, recompute=self.recompute_norm
+            self.join, hidden_TD, tokens_T, embed, recompute=self.recompute_norm
         )
-        x_TD = tape.compute(self.project, joined_T2D, queue)
+        x_TD = tape.compute(self.eh_proj.forward, joined_T2D)
         return (yield from self(tape, x_TD))
 
-    def join(
-        self, hidden_TD: Tensor, tokens_T: Tensor, embed_weight: Tensor, queue: WeightGradients
-    ) -> Tensor:
-        embedded_TD = embedding(tokens_T, embed_weight, queue)
-        return torch.cat([self.enorm(embedded_TD), self.hnorm(hidden_TD)], dim=-1)
-
-    def project(self, joined_T2D: Tensor, queue: WeightGradients) -> Tensor:
-        return linear(joined_T2D, self.eh_proj.weight, queue)
+    def join(self, hidden_TD: Tensor, tokens_T: Tensor, embed: Embedding) -> Tensor:
+        return torch.cat([self.enorm(embed(tokens_T)), self.hnorm(hidden_TD)], dim=-1)

@@ -5,17 +5,22 @@ Source: DeepSeek-V3 (arXiv 2412.19437) section 2.1.2.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from parallel.expert import router
 from parallel.expert.dispatch import Dispatcher
 from parallel.expert.experts import GroupedExperts
+from parallel.ops.ops import Ops
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
-from parallel.tape.weight_gradients import WeightGradients, linear
-from trainer.config.schema import ModelConfig, MoEConfig, RecomputeConfig
 from trainer.model.mlp import MLP
+from trainer.model.options import LayerOptions
+
+BALANCE = "balance"
+"""Name of the loss that every MoE layer adds: the sum of its sequences' balance."""
 
 
 class Gate(nn.Module):
@@ -23,59 +28,65 @@ class Gate(nn.Module):
 
     e_score_correction_bias: Tensor
 
-    def __init__(self, experts: int, dim: int) -> None:
+    def __init__(self, ops: Ops, dim: int, experts: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(experts, dim))
-        self.register_buffer("e_score_correction_bias", torch.zeros(experts))
+        self.ops = ops
+        self.weight = ops.parameter(experts, dim)
+        self.register_buffer("e_score_correction_bias", ops.accurate(torch.zeros(experts)))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Logits [T, E]."""
+        return self.ops.linear(x_TD, self.weight)
+
+
+@dataclass(frozen=True)
+class ExpertsHere:
+    """The routed experts of one layer on this rank. held: their numbers in the model. dispatcher:
+    the exchange with the ranks that hold the others."""
+
+    held: tuple[int, ...]
+    dispatcher: Dispatcher
 
 
 class MoE(nn.Module):
     """Shared experts on every token plus top-k routed experts.
 
-    name: of the layer, for the tally of its experts' load. dispatcher: the exchange with the other
-    ranks. experts_here: routed experts on this rank. balance_weight: of one sequence's balance
-    loss in the total loss.
+    name: of the layer, for the tally of its experts' load.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: ModelConfig,
-        recompute: RecomputeConfig,
-        sequence_length: int,
-        dispatcher: Dispatcher,
-        experts_here: int,
-        balance_weight: float,
-    ) -> None:
+    def __init__(self, options: LayerOptions, name: str, experts: ExpertsHere) -> None:
         super().__init__()
-        c: MoEConfig = model.moe
-        self.name, self.config, self.sequence_length = name, c, sequence_length
-        self.balance_weight = balance_weight
-        self.dispatcher = dispatcher
+        model, ops, recompute = options.model, options.ops, options.recompute
+        c = model.moe
+        self.name, self.config, self.sequence_length = name, c, options.sequence_length
+        self.balance_weight = options.balance_weight
+        self.dispatcher = experts.dispatcher
         self.options = router.RouterOptions(
             c.score, c.top_k, c.groups, c.top_groups, c.normalise, c.scale
         )
-        self.gate = Gate(c.experts, model.dim)
-        self.experts = GroupedExperts(experts_here, model.dim, c.expert_dim, recompute.swiglu)
+        self.gate = Gate(ops, model.dim, c.experts)
+        self.experts = GroupedExperts(ops, experts.held, model.dim, c.expert_dim, recompute.swiglu)
         self.shared_experts: MLP | None = None
         if c.shared_experts:
-            self.shared_experts = MLP(model.dim, c.shared_experts * c.expert_dim, recompute.swiglu)
+            self.shared_experts = MLP(options, c.shared_experts * c.expert_dim)
 
     def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
-        weights_TK, experts_TK, balance = tape.compute(self.route, x_TD, tape.weight_gradients)
-        tape.add_loss("balance", balance, self.balance_weight)
+        weights_TK, experts_TK, balance = tape.compute(self.choose_experts, x_TD)
+        tape.add_loss(BALANCE, balance, self.balance_weight)
         tape.add_tally(self.name, router.expert_load(experts_TK, self.config.experts))
         # The counts travel while the shared experts compute: nothing waits for them but dispatch.
-        plan = self.dispatcher.plan(tape, experts_TK)
-        shared_TD = None if self.shared_experts is None else self.shared_experts(tape, x_TD)
-        received = yield from plan.dispatch(tape, x_TD, weights_TK)
+        route = self.dispatcher.route(tape, experts_TK)
+        shared_TD = None
+        if self.shared_experts is not None:
+            shared_TD = yield from self.shared_experts(tape, x_TD)
+        received = yield from route.dispatch(tape, x_TD, weights_TK)
         y_ND = self.experts(tape, received)
-        routed_TD = yield from plan.combine(tape, y_ND)
+        routed_TD = yield from route.combine(tape, y_ND)
         return routed_TD if shared_TD is None else tape.compute(torch.add, routed_TD, shared_TD)
 
-    def route(self, x_TD: Tensor, queue: WeightGradients) -> tuple[Tensor, Tensor, Tensor]:
+    def choose_experts(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Routing weights [T, K], experts [T, K], and the sum of the sequences' balance."""
-        scores_TE = router.scores(linear(x_TD, self.gate.weight, queue), self.options)
+        scores_TE = router.scores(self.gate(x_TD), self.options)
         weights_TK, experts_TK = router.choose(
             scores_TE, self.gate.e_score_correction_bias, self.options
         )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from parallel.ops.ops import Ops
 
 
 class RMSNorm(nn.Module):
     """x [..., D] / rms(x) x weight [D]."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, ops: Ops, dim: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = ops.parameter(dim)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

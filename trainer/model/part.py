@@ -2,72 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from torch import nn
 
-from parallel.expert.dispatch import Dispatcher
-from trainer.config.schema import Config
+from parallel.ops.ops import Embedding, Linear
 from trainer.model.attention import MLA
 from trainer.model.layer import Layer, MTPModule
-from trainer.model.matrix import Matrix
 from trainer.model.mlp import MLP
-from trainer.model.moe import MoE
+from trainer.model.moe import ExpertsHere, MoE
 from trainer.model.norm import RMSNorm
-from trainer.model.partition import Partition
+from trainer.model.options import LayerOptions
+from trainer.model.partition import Partition, layer_name
 
 
 class ModelPart(nn.Module):
     """Parameters of the stages that a rank holds.
 
-    Names are those of the whole model (in the released checkpoints, behind a leading `model.`), so
+    Names are those of the whole model (in the released checkpoints, after a leading `model.`), so
     a parameter is called the same on every rank that holds a copy. The embedding, or the output
-    head, that two stages of one rank share is one tensor. attention: the kind of its layers.
+    head, that two stages of one rank share is one tensor.
     """
 
     def __init__(
         self,
-        config: Config,
+        options: LayerOptions,
         partition: Partition,
         stages: Iterable[int],
-        dispatcher: Dispatcher,
+        experts: Mapping[int, ExpertsHere],
         attention: type[MLA] = MLA,
     ) -> None:
+        """experts: by layer, what an MoE layer needs to know of its experts and their ranks.
+        attention: the kind of its layers."""
         super().__init__()
-        self._config, self._dispatcher, self._attention = config, dispatcher, attention
-        model = config.model
+        ops, model = options.ops, options.model
         stages = sorted(set(stages))
+        self.options, self._experts, self._attention = options, experts, attention
+        self._mtp_layers = partition.mtp_layers()
         if partition.embedding_stages() & set(stages):
-            self.embed_tokens = Matrix(model.vocab_size, model.dim)
+            self.embed_tokens = Embedding(ops, model.vocab_size, model.dim)
         self.layers = nn.ModuleDict()
         for stage in stages:
             for index in partition.stage_layers(stage):
                 self.layers[str(index)] = self._layer(index, Layer)
         if partition.last in stages:
-            for index in partition.mtp_layers():
+            for index in self._mtp_layers:
                 self.layers[str(index)] = self._layer(index, MTPModule)
-            self.norm = RMSNorm(model.dim, model.norm_eps)
-            self.lm_head = Matrix(model.vocab_size, model.dim)
+            self.norm = RMSNorm(ops, model.dim, model.norm_eps)
+            self.lm_head = Linear(ops, model.dim, model.vocab_size)
 
-    def mtp_module(self, index: int) -> MTPModule:
-        return cast(MTPModule, self.layers[str(index)])
+    def layer(self, index: int) -> Layer:
+        return cast(Layer, self.layers[str(index)])
+
+    def mtp_modules(self) -> list[MTPModule]:
+        """The MTP modules by depth; the part holds the last stage."""
+        return [cast(MTPModule, self.layers[str(index)]) for index in self._mtp_layers]
 
     def _layer(self, index: int, kind: type[Layer]) -> Layer:
-        model, recompute = self._config.model, self._config.recompute
-        attention = self._attention(model, recompute, self._config.data.sequence_length)
-        return kind(model, recompute, attention, self._mlp(index))
+        return kind(self.options, self._attention(self.options), self._mlp(index))
 
     def _mlp(self, index: int) -> MLP | MoE:
-        config, model = self._config, self._config.model
+        model = self.options.model
         if index < model.dense_layers:
-            return MLP(model.dim, model.dense_dim, config.recompute.swiglu)
-        return MoE(
-            f"layers.{index}",
-            model,
-            config.recompute,
-            config.data.sequence_length,
-            self._dispatcher,
-            experts_here=model.moe.experts // config.mesh.expert,
-            balance_weight=model.moe.balance_alpha / config.data.global_batch,
-        )
+            return MLP(self.options, model.dense_dim)
+        return MoE(self.options, layer_name(index), self._experts[index])

@@ -6,12 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallel.reduce.copies import Home
+from trainer.config.schema import ModelConfig
+
+
+def layer_name(index: int) -> str:
+    """The name of a layer, or of an MTP module, in the model: what its parameters begin with."""
+    return f"layers.{index}"
+
+
+def moe_layers(model: ModelConfig) -> range:
+    """The layers with routed experts, those of MTP modules included."""
+    return range(model.dense_layers, model.layers + model.mtp.depth)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """layers: of each stage by depth, as the numbers of its first layer and of the one behind its
-    last. mtp_depth: MTP modules; they and the head live in the last stage, numbered on behind the
+    """layers: of each stage by depth, as the numbers of its first layer and of the one after its
+    last. mtp_depth: MTP modules; they and the head live in the last stage, numbered on after the
     last layer as in the released checkpoints."""
 
     layers: tuple[tuple[int, int], ...]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from trainer.config.schema import Config, ModelConfig
+from parallel.ops.ops import Ops
+from trainer.config.schema import ModelConfig
 from trainer.model.whole import whole_model
 
 
 def parameter_counts(model: ModelConfig) -> tuple[int, int]:
-    """(all, activated a token): MTP modules, embedding and head included, each parameter once."""
+    """(all, activated per token): MTP modules, embedding and head included, each parameter once."""
     with torch.device("meta"):
-        whole = whole_model(Config(model=model))
+        whole = whole_model(model, Ops())
     total = routed = 0
     for name, parameter in whole.named_parameters():
         total += parameter.numel()

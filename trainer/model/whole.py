@@ -2,58 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from parallel.expert.dispatch import LocalDispatcher
+from parallel.ops.ops import Ops
 from parallel.tape.passes import run
 from parallel.tape.tape import Tape
-from trainer.config.schema import Config, MeshConfig
+from trainer.config.schema import ModelConfig, RecomputeConfig
 from trainer.model.attention import MLA
+from trainer.model.moe import ExpertsHere
+from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition, partition_layers
+from trainer.model.partition import moe_layers, partition_layers
 
 
-def whole_partition(config: Config) -> Partition:
-    """One stage that holds everything."""
-    return partition_layers(config.model.layers, 1, config.model.mtp.depth)
-
-
-def whole_model(config: Config, attention: type[MLA] = MLA) -> ModelPart:
+def whole_model(
+    model: ModelConfig, ops: Ops, sequence_length: int = 1, attention: type[MLA] = MLA
+) -> ModelPart:
     """All parameters of a model, unset, as one process holds them."""
-    alone = replace(config, mesh=MeshConfig())
-    return ModelPart(alone, whole_partition(alone), [0], LocalDispatcher(), attention)
+    options = LayerOptions(model, RecomputeConfig(), ops, sequence_length, balance_weight=0.0)
+    here = ExpertsHere(tuple(range(model.moe.experts)), LocalDispatcher())
+    partition = partition_layers(model.layers, 1, model.mtp.depth)
+    return ModelPart(options, partition, [0], dict.fromkeys(moe_layers(model), here), attention)
 
 
 @dataclass(frozen=True)
 class WholeModel:
-    """Forward passes of `part`, made by `whole_model(config)`, without a graph.
+    """Forward passes of `part`, made by `whole_model`, without a graph.
 
-    T is any number of sequences of config.data.sequence_length tokens, end to end.
+    T is any number of sequences of the part's sequence length, end to end.
     """
 
     part: ModelPart
-    config: Config
 
     def hidden(self, tokens_T: Tensor) -> Tensor:
-        """Hidden states [T, D] behind the final norm."""
-        x_TD = nn.functional.embedding(tokens_T, self.part.embed_tokens.weight.detach())
+        """Hidden states [T, D] after the final norm."""
         tape = Tape(training=False)
-        for layer in whole_partition(self.config).stage_layers(0):
-            x_TD = run(self.part.layers[str(layer)](tape, x_TD))
+        x_TD = tape.compute(self.part.embed_tokens.forward, tokens_T)
+        for layer in range(self.part.options.model.layers):
+            x_TD = run(self.part.layer(layer)(tape, x_TD))
         return tape.compute(self.part.norm.forward, x_TD)
 
     def mtp_hidden(self, depth: int, hidden_TD: Tensor, tokens_T: Tensor) -> Tensor:
-        """Hidden states [T, D] behind the norm of MTP module `depth`, counted from 1.
+        """Hidden states [T, D] after the norm of MTP module `depth`, counted from 1.
 
         hidden_TD: of the depth before, 0 being `hidden`. tokens_T: the token `depth` further on
         than the one at which each hidden state is.
         """
         tape = Tape(training=False)
-        module = self.part.mtp_module(self.config.model.layers + depth - 1)
-        embed = self.part.embed_tokens.weight
-        x_TD = run(module.predict(tape, hidden_TD, tokens_T, embed))
+        module = self.part.mtp_modules()[depth - 1]
+        x_TD = run(module.predict(tape, hidden_TD, tokens_T, self.part.embed_tokens))
         return tape.compute(module.shared_head.norm.forward, x_TD)
 
     def logits(self, normed_TD: Tensor) -> Tensor:

@@ -17,10 +17,7 @@ Row = dict[str, float | int]
 
 def row(step: int, metrics: StepMetrics, tokens: int, seconds: float) -> Row:
     """One step as metrics.jsonl has it. tokens: of the global batch. seconds: the step took."""
-    values: Row = {"step": step, "loss": metrics.loss}
-    for depth, loss in enumerate(metrics.mtp_losses, start=1):
-        values[f"mtp_{depth}_loss"] = loss
-    return values | {
+    return {"step": step, **metrics.losses} | {
         "balance": metrics.balance,
         "load_max": metrics.load_max,
         "load_unused": metrics.load_unused,

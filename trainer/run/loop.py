@@ -22,6 +22,7 @@ from trainer.checkpoint.hf.companions import Companions, read_companions
 from trainer.config.schema import Config
 from trainer.errors import RunError, Stopped
 from trainer.model.size import parameter_counts
+from trainer.objective.pretraining import TOKENS
 from trainer.report.console import RunConsole
 from trainer.report.metrics import MetricsLog, row
 from trainer.run.folder import RunFolder, require_shared
@@ -128,7 +129,11 @@ class _Run:
 
     def _evaluate(self, step: int, saved: str | None) -> float:
         """The validation loss; `saved` says where the weights are, if they are saved."""
-        loss = self.trainer.evaluate(self.text.windows)
+        means = self.trainer.evaluate({TOKENS: self.text.windows}, lambda: self.stop.asked)
+        if means is None:
+            signalled, where = self.stop.signal or signal.SIGTERM, saved or self._save()
+            raise Stopped(signalled, f"stopped in the evaluation after step {step + 1}; {where}")
+        loss = means["loss"]
         if not math.isfinite(loss):
             where = saved or self._save()
             raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
@@ -147,9 +152,9 @@ class _Run:
 
 
 def _micro_batches(layout: Layout, text: Text, step: int) -> GetMicroBatch:
-    rank, ranks = layout.mesh.data_rank(layout.process.rank), layout.mesh.data
+    rank, ranks = layout.data_rank, layout.mesh.data
     count = layout.config.pipeline.micro_batches
-    return lambda m: text.batches.micro_batch(step, rank, ranks, m, count)
+    return lambda m: {TOKENS: text.batches.micro_batch(step, rank, ranks, m, count)}
 
 
 def _compared_with_bigrams(entropy: float, loss: float) -> str:

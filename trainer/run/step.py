@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,12 +16,14 @@ from parallel.ranks.together import gather
 from parallel.tape.recorder import Recorder
 from trainer.build.layout import Layout
 from trainer.errors import RunError
-from trainer.model.named import BIAS, named_biases, released_name
-from trainer.model.stage import PADDING
-from trainer.optim.adamw import make_optimizer, set_learning_rate
+from trainer.model.moe import BALANCE
+from trainer.model.names import bias_name, named_biases
+from trainer.model.partition import layer_name, moe_layers
+from trainer.model.stage import MicroBatch
 from trainer.optim.learning_rate import learning_rate
 
-GetMicroBatch = Callable[[int], Tensor]
+GetMicroBatch = Callable[[int], MicroBatch]
+_EVALUATED_AT_ONCE = 64  # micro-batches of each data rank between two looks at the stop flag
 
 
 class NonFiniteError(RunError):
@@ -32,25 +34,38 @@ class NonFiniteError(RunError):
 class StepMetrics:
     """What one step gave, the same on every rank.
 
-    loss, mtp_losses: mean nats a target token. balance: mean sequence balance over sequences and
-    MoE layers, 1.0 at best. load_max, load_unused: over MoE layers, the largest load of an expert
-    over the mean load, and the share of experts that no token chose. stop: whether any rank was
-    asked to stop.
+    losses: the objective's means, by name, "loss" first. balance: mean sequence balance over
+    sequences and MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. stop:
+    whether any rank was asked to stop.
     """
 
-    loss: float
-    mtp_losses: list[float]
+    losses: dict[str, float]
     balance: float
-    load_max: float
-    load_unused: float
+    loads: dict[str, list[float]]
     gradient_norm: float
     learning_rate: float
     stop: bool
 
+    @property
+    def loss(self) -> float:
+        return self.losses["loss"]
+
+    @property
+    def load_max(self) -> float:
+        """The largest load of an expert over the mean load, on the worst MoE layer."""
+        ratios = (max(loads) * len(loads) / sum(loads) for loads in self.loads.values())
+        return max(ratios, default=1.0)
+
+    @property
+    def load_unused(self) -> float:
+        """The share of experts, of all MoE layers, that no token chose."""
+        every = [load for loads in self.loads.values() for load in loads]
+        return every.count(0.0) / len(every) if every else 0.0
+
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """Sums over the global batch.
+    """Sums over the world.
 
     losses: by name. loads_LE: tokens sent to each expert of each MoE layer, float64. stop: whether
     any rank was asked to stop. not_finite_here: losses that were not finite on this rank.
@@ -68,67 +83,93 @@ class Trainer:
 
     layout: Layout
     recorder: Recorder | None = None
-    optimizer: torch.optim.AdamW = field(init=False)
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
-        config = self.layout.config
-        self.optimizer = make_optimizer(self.layout.part.parameters(), config.optimizer)
-        self.executor = self.layout.trainer(config.pipeline.overlap, self.recorder)
+        overlap = self.layout.config.pipeline.overlap
+        self.executor = self.layout.training_executor(overlap, self.recorder)
 
     def step(self, step: int, micro_batch: GetMicroBatch, stop: bool = False) -> StepMetrics:
-        """One optimizer step. micro_batch(m): tokens [B, S + 1 + MTP depth] of this data rank.
+        """One optimizer step. micro_batch(m): the m-th of this data rank.
 
         Raises NonFiniteError on every rank, before any weight is changed.
         """
-        config, gradients = self.layout.config, self.layout.gradients
-        batch = self.accumulate(micro_batch, stop)
-        norm = gradients.norm()
+        config, optimizer = self.layout.config, self.layout.optimizer
+        batch, norm = self.accumulate(micro_batch, stop)
         self._require_finite(step, batch, norm)
-        gradients.clip(norm, config.optimizer.clip)
         rate = learning_rate(step, config.run.steps, config.optimizer)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        optimizer.step(norm, rate)
         self._move_biases(batch.loads_LE)
-        return self._metrics(batch, float(norm), rate)
+        sequences = config.data.global_batch
+        return StepMetrics(
+            losses=self.layout.objective.means(batch.losses, sequences),
+            balance=batch.losses[BALANCE] / (sequences * max(1, len(batch.loads_LE))),
+            loads=dict(zip(map(layer_name, moe_layers(config.model)), batch.loads_LE.tolist())),
+            gradient_norm=float(norm),
+            learning_rate=rate,
+            stop=batch.stop,
+        )
 
-    def accumulate(self, micro_batch: GetMicroBatch, stop: bool = False) -> BatchTotals:
-        """Gradients of one global batch, summed over their copies, in the parameters' `.grad`."""
-        gradients = self.layout.gradients
-        gradients.zero()
+    def accumulate(
+        self, micro_batch: GetMicroBatch, stop: bool = False
+    ) -> tuple[BatchTotals, Tensor]:
+        """Gradients of one global batch, summed over their copies, and their norm."""
+        optimizer = self.layout.optimizer
+        optimizer.zero()
         result = self._run(self.executor, micro_batch)
-        gradients.reduce()
+        norm = optimizer.reduce()
+        return self._reduce(result, stop), norm
+
+    def evaluate(
+        self, held_out: MicroBatch, asked: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """The objective's means over N held-out sequences, fields [N, ...]; "loss" first.
+
+        None once asked() has said on any rank that it is to stop: on all ranks, soon after.
+        """
+        layout = self.layout
+        sequences = len(next(iter(held_out.values())))
+        row = layout.mesh.data * layout.sequences  # one micro-batch of every data rank
+        held_out = _padded(held_out, layout.objective.padding, -sequences % row)
+        at_once = _EVALUATED_AT_ONCE * row
+        sums: dict[str, float] = {}
+        for first in range(0, sequences, at_once):
+            chunk = {name: value[first : first + at_once] for name, value in held_out.items()}
+            totals = self._evaluate(chunk, asked())
+            if totals.stop:
+                return None
+            for name, value in totals.losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return layout.objective.means(sums, sequences)
+
+    def _evaluate(self, held_out: MicroBatch, stop: bool) -> BatchTotals:
+        """Forward passes over sequences that divide into micro-batches of all data ranks."""
+        layout = self.layout
+        mine = {k: v.chunk(layout.mesh.data)[layout.data_rank] for k, v in held_out.items()}
+        parts = {name: value.split(layout.sequences) for name, value in mine.items()}
+        micro_batches = len(next(iter(parts.values())))
+        executor = layout.forward_executor(layout.objective, micro_batches)
+        result = self._run(executor, lambda m: {name: part[m] for name, part in parts.items()})
         return self._reduce(result, stop)
 
-    def evaluate(self, windows: Tensor) -> float:
-        """Mean cross-entropy, in nats a token, of windows [N, S + 1 + MTP depth]."""
-        layout = self.layout
-        mesh, sequences = layout.mesh, layout.sequences
-        micro_batches = math.ceil(len(windows) / (mesh.data * sequences))
-        padding = mesh.data * sequences * micro_batches - len(windows)
-        windows = torch.nn.functional.pad(windows, (0, 0, 0, padding), value=PADDING)
-        mine = windows.chunk(mesh.data)[mesh.data_rank(layout.process.rank)]
-        parts = mine.split(sequences)
-        executor = layout.evaluator(micro_batches)
-        totals = self._reduce(self._run(executor, lambda m: parts[m]), stop=False)
-        tokens = (len(windows) - padding) * layout.config.data.sequence_length
-        return totals.losses["loss"] / tokens
-
     def _run(self, executor: Executor, micro_batch: GetMicroBatch) -> StepResult:
-        per_flow = executor.schedule.micro_batches_per_flow
-        device = self.layout.device
-        return executor.run(lambda flow, n: micro_batch(flow * per_flow + n).to(device))
+        per_flow, device = executor.schedule.micro_batches_per_flow, self.layout.device
+
+        def on_device(flow: int, n: int) -> MicroBatch:
+            fields = micro_batch(flow * per_flow + n)
+            return {name: value.to(device) for name, value in fields.items()}
+
+        return executor.run(on_device)
 
     def _reduce(self, result: StepResult, stop: bool) -> BatchTotals:
         """Sum losses and loads over the world: each was counted by one rank only."""
         model = self.layout.config.model
-        names = ["loss", *(f"mtp_{d + 1}" for d in range(model.mtp.depth)), "balance"]
-        layers = self._moe_layers()
+        names, layers = [*self.layout.objective.losses, BALANCE], moe_layers(model)
         head = [float(result.losses.get(name, 0.0)) for name in names] + [float(stop)]
         flat = torch.zeros(len(head) + len(layers) * model.moe.experts, dtype=torch.float64)
         flat[: len(head)] = torch.tensor(head, dtype=torch.float64)
         loads_LE = flat[len(head) :].view(len(layers), model.moe.experts)
-        for row, layer in enumerate(layers):
+        for row, layer in enumerate(map(layer_name, layers)):
             if layer in result.tallies:
                 loads_LE[row] = result.tallies[layer].to(flat)
         if dist.is_initialized():
@@ -137,28 +178,20 @@ class Trainer:
         seen = [name for name in names if not math.isfinite(head[names.index(name)])]
         return BatchTotals(sums, loads_LE, bool(flat[len(names)] > 0), seen)
 
-    def _moe_layers(self) -> list[str]:
-        model = self.layout.config.model
-        return [
-            f"layers.{index}" for index in range(model.dense_layers, model.layers + model.mtp.depth)
-        ]
-
     def _move_biases(self, loads_LE: Tensor) -> None:
         biases = dict(named_biases(self.layout.part))
-        for row, layer in enumerate(self._moe_layers()):
-            bias = biases.get(released_name(f"{layer}.mlp.gate.{BIAS}"))
+        model = self.layout.config.model
+        for row, layer in enumerate(moe_layers(model)):
+            bias = biases.get(bias_name(layer))
             if bias is not None:
-                gamma = self.layout.config.model.moe.bias_gamma
-                move_bias(bias, loads_LE[row].to(bias.device), gamma)
+                move_bias(bias, loads_LE[row].to(bias.device), model.moe.bias_gamma)
 
     def _require_finite(self, step: int, batch: BatchTotals, norm: Tensor) -> None:
         """Every rank comes to the same answer; on the way out they tell each other who saw it."""
         if all(map(math.isfinite, batch.losses.values())) and bool(torch.isfinite(norm)):
             return
         mine = batch.not_finite_here or [
-            f"gradient of {name}"
-            for name, parameter in self.layout.part.named_parameters()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+            f"gradient of {name}" for name in self.layout.gradients.not_finite()
         ]
         seen = enumerate(gather(mine))
         where = "; ".join(f"rank {rank} ({what[0]})" for rank, what in seen if what)
@@ -167,21 +200,10 @@ class Trainer:
             "optimizer.lr, or look at the data of this step; no weight was changed by it"
         )
 
-    def _metrics(self, batch: BatchTotals, norm: float, rate: float) -> StepMetrics:
-        totals, loads_LE = batch.losses, batch.loads_LE
-        config = self.layout.config
-        sequences = config.data.global_batch
-        tokens = sequences * config.data.sequence_length
-        mean_L = loads_LE.mean(1)
-        return StepMetrics(
-            loss=totals["loss"] / tokens,
-            mtp_losses=[
-                totals[f"mtp_{depth + 1}"] / tokens for depth in range(config.model.mtp.depth)
-            ],
-            balance=totals["balance"] / (sequences * max(1, len(loads_LE))),
-            load_max=float((loads_LE.amax(1) / mean_L).max()) if len(loads_LE) else 1.0,
-            load_unused=float((loads_LE == 0).double().mean()) if len(loads_LE) else 0.0,
-            gradient_norm=norm,
-            learning_rate=rate,
-            stop=batch.stop,
-        )
+
+def _padded(fields: MicroBatch, padding: Mapping[str, int], sequences: int) -> MicroBatch:
+    """`fields` with so many more sequences that have no target."""
+    return {
+        name: torch.cat([value, value.new_full((sequences, *value.shape[1:]), padding[name])])
+        for name, value in fields.items()
+    }

@@ -7,7 +7,7 @@ its tensors travel between ranks, and the executor cannot tell.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 from parallel.schedule.table import Action, Schedule
 from parallel.study.costs import CostModel, Costs
 from parallel.tape.passes import Pass
+from parallel.tape.recorder import is_paired
 from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients
 
 SHAPE = (4, 8)
 
@@ -79,7 +81,7 @@ class _Sleeper:
 
     def sleep(self, seconds: float) -> None:
         # Two sleeps of one thread do not overlap, so a pair's gain is given to each of its parts.
-        paired = self.tape.label.endswith("&")
+        paired = is_paired(self.tape.label)
         time.sleep(seconds * self.times.pair_factor if paired else seconds)
 
 
@@ -95,7 +97,7 @@ class _Work(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         sleeper = ctx.sleeper
         sleeper.sleep(sleeper.times.input_grad)
-        sleeper.tape.weight_gradients.defer(lambda: sleeper.sleep(sleeper.times.weight_grad))
+        sleeper.tape.deferred.defer(lambda: sleeper.sleep(sleeper.times.weight_grad))
         return grad.clone(), None
 
 
@@ -113,6 +115,7 @@ class SleepingStage:
     first: bool
     last: bool
     exchanges: bool = True
+    deferred: WeightGradients = field(default_factory=WeightGradients)
 
     def forward(self, tape: Tape, x: Tensor | None, micro_batch: Any) -> Pass[Tensor | None]:
         if self.first:

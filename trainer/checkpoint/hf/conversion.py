@@ -15,7 +15,7 @@ from trainer.checkpoint.hf.reader import SCALE_FILES, Checkpoint, Stored
 from trainer.config.schema import ModelConfig, StorageType
 from trainer.config.validate import model_problems
 from trainer.errors import ConfigError
-from trainer.model.named import released_shapes
+from trainer.model.names import released_shapes
 
 Choice: TypeAlias = StorageType | Literal["keep"]
 _FP8 = torch.float8_e4m3fn

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, is_block_quantised, quantise, scale_shape
 from trainer.config.schema import StorageType
 from trainer.errors import CheckpointError
-from trainer.model.named import BIAS
+from trainer.model.names import BIAS
 
 
 def stored_dtype(name: str, storage: StorageType) -> torch.dtype:

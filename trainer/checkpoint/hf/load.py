@@ -10,7 +10,7 @@ from trainer.checkpoint.hf.architecture import with_mtp_of
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.config.schema import ModelConfig
 from trainer.errors import CheckpointError
-from trainer.model.named import (
+from trainer.model.names import (
     has_bias,
     mtp_copies,
     named_biases,
@@ -38,7 +38,6 @@ def load_part(
     part: ModelPart,
     model: ModelConfig,
     checkpoint: Checkpoint,
-    expert_rank: int,
     compare: bool,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -49,7 +48,7 @@ def load_part(
     progress(done, total): bytes read of those this rank reads. Raises CheckpointError for a file
     that cannot be read, and where such a copy is another tensor than the model's.
     """
-    targets = dict(named_tensors(part, expert_rank))
+    targets = dict(named_tensors(part))
     biases = dict(named_biases(part))
     if has_bias(model):
         targets |= biases

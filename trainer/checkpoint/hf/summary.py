@@ -9,7 +9,7 @@ from typing import Any
 from trainer.checkpoint.hf.conversion import checked_model
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.errors import CheckpointError, ConfigError
-from trainer.model.named import mtp_copies, released_shapes
+from trainer.model.names import mtp_copies, released_shapes
 
 
 @dataclass(frozen=True)

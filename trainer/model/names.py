@@ -13,22 +13,25 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from trainer.config.schema import Config, ModelConfig
+from parallel.expert.experts import GroupedExperts
+from parallel.ops.ops import Ops
+from trainer.config.schema import ModelConfig
 from trainer.model.part import ModelPart
+from trainer.model.partition import layer_name
 from trainer.model.whole import whole_model
 
 BIAS = "e_score_correction_bias"
 
 
 def named_tensors(
-    part: ModelPart, expert_rank: int, value: Callable[[Tensor], Tensor] = lambda p: p.data
+    part: ModelPart, value: Callable[[Tensor], Tensor] = lambda p: p.data
 ) -> Iterator[tuple[str, Tensor]]:
     """Every weight as (name, view).
 
-    value: what to show of a parameter; itself, or `lambda p: p.grad`.
+    value: what to show of a parameter; itself, or its gradient.
     """
     for name, parameter in part.named_parameters():
-        yield from released_names(name, value(parameter), expert_rank)
+        yield from released_names(part, name, value(parameter))
 
 
 def released_name(name: str) -> str:
@@ -36,20 +39,26 @@ def released_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def released_names(name: str, tensor: Tensor, expert_rank: int) -> Iterator[tuple[str, Tensor]]:
+def released_names(part: ModelPart, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """One parameter of a part, or its gradient, as the tensors it is in a released checkpoint."""
-    if ".mlp.experts." not in name:
+    module = part.get_submodule(name.rpartition(".")[0])
+    if not isinstance(module, GroupedExperts):
         yield released_name(name), tensor
         return
     prefix, kind = released_name(name).rsplit(".", 1)
-    for here, matrix in enumerate(tensor):
-        expert = f"{prefix}.{expert_rank * len(tensor) + here}"
-        if kind == "gate_up_proj":
-            gate, up = matrix.chunk(2)
-            yield f"{expert}.gate_proj.weight", gate
-            yield f"{expert}.up_proj.weight", up
-        else:
-            yield f"{expert}.down_proj.weight", matrix
+    for number, matrix in zip(module.held, tensor, strict=True):
+        gate, up, down = _expert_names(f"{prefix}.{number}")
+        yield from zip((gate, up), matrix.chunk(2)) if kind == "gate_up_proj" else [(down, matrix)]
+
+
+def expert_names(layer: int, expert: int) -> tuple[str, str, str]:
+    """The tensors of one expert: gate, up and down projection."""
+    return _expert_names(released_name(f"{layer_name(layer)}.mlp.experts.{expert}"))
+
+
+def _expert_names(prefix: str) -> tuple[str, str, str]:
+    gate, up, down = (f"{prefix}.{kind}_proj.weight" for kind in ("gate", "up", "down"))
+    return gate, up, down
 
 
 def named_biases(part: ModelPart) -> Iterator[tuple[str, Tensor]]:
@@ -57,13 +66,19 @@ def named_biases(part: ModelPart) -> Iterator[tuple[str, Tensor]]:
     return ((released_name(n), b) for n, b in part.named_buffers() if n.endswith(BIAS))
 
 
+def bias_name(layer: int) -> str:
+    """The name of a layer's router bias."""
+    return released_name(f"{layer_name(layer)}.mlp.gate.{BIAS}")
+
+
 def mtp_copies(model: ModelConfig) -> dict[str, str]:
     """What the released checkpoints repeat in each MTP module: name of the copy -> of the tensor
     that it is a copy of."""
     copies = {}
     for layer in range(model.layers, model.layers + model.mtp.depth):
-        copies[f"model.layers.{layer}.embed_tokens.weight"] = "model.embed_tokens.weight"
-        copies[f"model.layers.{layer}.shared_head.head.weight"] = "lm_head.weight"
+        module = released_name(layer_name(layer))
+        copies[f"{module}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        copies[f"{module}.shared_head.head.weight"] = "lm_head.weight"
     return copies
 
 
@@ -76,8 +91,8 @@ def released_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a released checkpoint of such a model, by depth, and its shape; scales of
     fp8 blocks are not among them."""
     with torch.device("meta"):
-        whole = whole_model(Config(model=model))
-    tensors = [*named_tensors(whole, 0), *(named_biases(whole) if has_bias(model) else ())]
+        whole = whole_model(model, Ops())
+    tensors = [*named_tensors(whole), *(named_biases(whole) if has_bias(model) else ())]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
     shapes |= {copy: shapes[original] for copy, original in mtp_copies(model).items()}
     return dict(sorted(shapes.items(), key=lambda item: depth_order(model, item[0])))
@@ -92,10 +107,10 @@ def depth_order(model: ModelConfig, name: str) -> int:
 
 
 @torch.no_grad()
-def initialise(part: ModelPart, expert_rank: int, seed: int, std: float) -> None:
+def initialise(part: ModelPart, seed: int, std: float) -> None:
     """Draw each matrix from N(0, std) with a generator seeded by the seed and its name, set norms
     to one and the router bias to zero: the same weights under every layout."""
-    for name, tensor in named_tensors(part, expert_rank):
+    for name, tensor in named_tensors(part):
         if tensor.ndim == 1:
             tensor.fill_(1)
             continue

@@ -1,0 +1,23 @@
+"""Where the gradient of a weight adds up."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """The buffer that the gradients of all micro-batches of `weight` are added to.
+
+    It must exist: parallel/reduce/gradients.py makes it, as a view of a flat buffer.
+    """
+    if weight.grad is None:
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} has no gradient buffer: make the Gradients "
+            "of the model before its first backward pass"
+        )
+    return weight.grad
+
+
+def set_gradient(parameter: nn.Parameter, buffer: Tensor) -> None:
+    """Let the gradients of `parameter` add up in `buffer`, of its shape."""
+    parameter.grad = buffer

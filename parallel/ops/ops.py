@@ -1,0 +1,78 @@
+"""Ops: every product of a model with its weights, and every weight it makes.
+
+One object stands between the layers and the numbers: it knows the types of the weights, which
+kernel multiplies with them, and where their gradients go. Layers are given one when they are made
+and name no type, no kernel and no queue; another precision is another Ops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from parallel.ops.embedding import embedding
+from parallel.ops.grouped import grouped_linear
+from parallel.ops.linear import linear
+from parallel.ops.precision import Precision
+from parallel.tape.weight_gradients import WeightGradients
+
+
+@dataclass(frozen=True)
+class Ops:
+    """precision: of the weights that it makes. deferred: where the backward of a product leaves
+    its weight gradient; the tape of the micro-batch takes it from there, segment by segment."""
+
+    precision: Precision = field(default_factory=Precision)
+    deferred: WeightGradients = field(default_factory=WeightGradients)
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        """A weight, not set."""
+        return nn.Parameter(torch.empty(shape, dtype=self.precision.parameters))
+
+    def accurate(self, table: Tensor) -> Tensor:
+        """A table of numbers that must not lose digits, for a buffer of a layer."""
+        return table.to(self.precision.accurate)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [..., I] @ weight [O, I] transposed -> [..., O]."""
+        return linear(x, weight, self.deferred)
+
+    def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """Rows of weight [V, D] for integer tokens [...] -> [..., D]."""
+        return embedding(tokens, weight, self.deferred)
+
+    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+        """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O].
+
+        ends_E: int32, for each expert the row after its last; the last one is P.
+        """
+        return grouped_linear(x_PI, weight_EOI, ends_E, self.deferred)
+
+
+class Linear(nn.Module):
+    """A weight [outputs, inputs] under the name that the released checkpoints give it
+    (`NAME.weight`), and the product with it."""
+
+    def __init__(self, ops: Ops, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = ops.parameter(outputs, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return self.ops.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """A table [rows, width], `NAME.weight`, and its look-up."""
+
+    def __init__(self, ops: Ops, rows: int, width: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = ops.parameter(rows, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Integers [...] -> [..., width]."""
+        return self.ops.embedding(tokens, self.weight)

@@ -1,0 +1,20 @@
+"""What every layer of a model is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.ops.ops import Ops
+from trainer.config.schema import ModelConfig, RecomputeConfig
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """ops: makes the weights and multiplies with them. sequence_length: tokens of each sequence.
+    balance_weight: of one sequence's balance in the total loss."""
+
+    model: ModelConfig
+    recompute: RecomputeConfig
+    ops: Ops
+    sequence_length: int
+    balance_weight: float

@@ -1,0 +1,28 @@
+"""What a training step asks of an objective, beside what the model's stages do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from trainer.model.stage import Objective
+
+
+class TrainingObjective(Objective, Protocol):
+    """An objective that a model is trained on.
+
+    Each loss is a sum over the micro-batch, added to the tape with a weight that divides it by the
+    size of the global batch: gradients then only ever need to be summed, whatever the layout.
+    """
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses that it adds to the tape."""
+
+    @property
+    def padding(self) -> Mapping[str, int]:
+        """By field, the value that fills a sequence which has no target at all."""
+
+    def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
+        """What to report, "loss" first: sums over `sequences` sequences, by name of the loss, as
+        means over their targets."""

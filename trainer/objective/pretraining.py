@@ -1,0 +1,82 @@
+"""Pre-training: cross-entropy of the next token, and of further ones by multi-token prediction.
+
+The total loss is the mean cross-entropy over the target tokens of the global batch, plus the MTP
+modules' mean cross-entropies times weight / depth (DeepSeek-V3, arXiv 2412.19437, eq. 24 and 25).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from parallel.ops.ops import Linear
+from parallel.tape.passes import Pass
+from parallel.tape.tape import Tape
+from trainer.config.schema import MTPConfig
+from trainer.model.part import ModelPart
+from trainer.model.stage import MicroBatch
+
+TOKENS = "tokens"
+"""The only field: windows [B, S + 1 + MTP depth] of tokens."""
+PADDING = -1
+"""Stands in for a token that is no target."""
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """sequence_length: S, targets of each sequence. sequences: of the global batch."""
+
+    sequence_length: int
+    sequences: int
+    mtp: MTPConfig
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return (LOSS, *map(_mtp_loss, range(1, self.mtp.depth + 1)))
+
+    @property
+    def padding(self) -> Mapping[str, int]:
+        return {TOKENS: PADDING}
+
+    def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
+        """In nats per target token."""
+        return {name: sums[name] / (sequences * self.sequence_length) for name in self.losses}
+
+    def tokens(self, micro_batch: MicroBatch) -> Tensor:
+        return self._shifted(micro_batch, 0).clamp(min=0)
+
+    def compute(
+        self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
+    ) -> Pass[None]:
+        """The next-token loss, then each MTP module's, one token further on than the last."""
+        per_token = 1.0 / (self.sequences * self.sequence_length)
+        recompute = part.options.recompute.norm
+        hidden_TD = tape.compute(part.norm.forward, x_TD, recompute=recompute)
+        target_T = self._shifted(micro_batch, 1)
+        loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
+        tape.add_loss(LOSS, loss, per_token)
+        for depth, module in enumerate(part.mtp_modules(), start=1):
+            known_T = self._shifted(micro_batch, depth).clamp(min=0)
+            x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens)
+            hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)
+            target_T = self._shifted(micro_batch, depth + 1)
+            loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
+            tape.add_loss(_mtp_loss(depth), loss, per_token * self.mtp.weight / self.mtp.depth)
+        tape.release()
+
+    def _shifted(self, micro_batch: MicroBatch, shift: int) -> Tensor:
+        """The S tokens of each sequence from position `shift` on, flat [B x S]."""
+        return micro_batch[TOKENS][:, shift : shift + self.sequence_length].flatten()
+
+
+def cross_entropy(normed_TD: Tensor, target_T: Tensor, head: Linear) -> Tensor:
+    """Cross-entropy of the head's logits, summed over tokens, in nats."""
+    logits_TV = head(normed_TD)
+    return nn.functional.cross_entropy(logits_TV, target_T, ignore_index=PADDING, reduction="sum")
+
+
+def _mtp_loss(depth: int) -> str:
+    return f"mtp_{depth}_loss"
