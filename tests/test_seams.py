@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.expert.placement import ExpertPlacement
+from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.ops import Linear, Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
@@ -231,6 +231,12 @@ def test_another_placement_of_experts_changes_no_number() -> None:
     seven = "weight model.layers.2.mlp.experts.7.down_proj.weight"
     assert [seven in result for result in results] == [False, True]
     assert set().union(*results) == set(alone)
+
+
+def test_experts_that_are_held_twice_are_not_trained() -> None:
+    twice = ExpertPlacement(((*range(EXPERTS), 0),))
+    with pytest.raises(PlacementError, match="more than once"):
+        build(config(), Process(), torch.device("cpu"), placements={1: twice})
 
 
 # ---- optimizer ----

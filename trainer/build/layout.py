@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
-from parallel.expert.placement import ExpertPlacement
+from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
@@ -136,6 +136,11 @@ def build(
     if placements is None:
         contiguous = ExpertPlacement.contiguous(config.model.moe.experts, mesh.expert)
         placements = dict.fromkeys(moe_layers(config.model), contiguous)
+    elif any(placement.redundant for placement in placements.values()):
+        raise PlacementError(
+            "an expert is held more than once: the gradients of its copies would not be summed, so "
+            "such a table is for forward passes only"
+        )
     partition = partition_layers(
         config.model.layers,
         schedule.stages,
