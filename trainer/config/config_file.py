@@ -16,8 +16,9 @@ from typing import Any, get_type_hints
 import yaml
 
 from trainer.config.keys import MOVED, did_you_mean, keys
+from trainer.config.limits import LINE
 from trainer.config.schema import Config
-from trainer.config.values import NotAValue, read_node, shown
+from trainer.config.values import NotAValue, read_node, shown_node
 from trainer.errors import ConfigError
 
 EXTENDS = "extends"
@@ -41,7 +42,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     extended = nodes.pop(EXTENDS, None)
     found: dict[str, Any] = {}
     if extended is not None:
-        if not isinstance(extended, yaml.ScalarNode) or not extended.value:
+        if not isinstance(extended, yaml.ScalarNode) or extended.value not in LINE:
             raise ConfigError(f"{_at(extended, file)}: {EXTENDS} must be the name of one file")
         found = _read(path.parent / extended.value, (*extended_by, path))
     return found | dict(_section(nodes, "", Config, file))
@@ -73,8 +74,7 @@ def _pairs(node: yaml.Node | None, file: str, where: str) -> dict[str, yaml.Node
     """Keys and values of a mapping, whose keys must be words that stand there once: of two the last
     would win without a word."""
     if not isinstance(node, yaml.MappingNode):
-        got = shown(node.value) if isinstance(node, yaml.ScalarNode) and node.value else "none"
-        raise ConfigError(f"{where}: must be keys with their values, got {got}")
+        raise ConfigError(f"{where}: must be keys with their values, got {shown_node(node)}")
     pairs: dict[str, yaml.Node] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -120,8 +120,6 @@ def _text(path: Path, extended_by: tuple[Path, ...]) -> str:
         raise ConfigError(f"{name}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{name}: is not YAML, since it is not text in UTF-8") from None
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
 
 
 class _PlainLoader(yaml.SafeLoader):

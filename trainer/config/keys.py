@@ -67,6 +67,7 @@ def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
     return f"; did you mean {before}{close[0]}?" if close else ""
 
 
+@functools.cache
 def _docs(section: type) -> dict[str, str]:
     """The text below each field, which Python does not keep."""
     (definition,) = ast.parse(inspect.getsource(section)).body

@@ -20,6 +20,9 @@ from trainer.config.schema import Config, ModelConfig
 from trainer.config.values import shown
 from trainer.errors import ConfigError
 
+# Each has a name and an entry in tables of names; DeepSeek-V3 has 15,000.
+_MOST_EXPERTS = 1_000_000
+
 
 def validate(config: Config, world_size: int) -> None:
     """Raise ConfigError for the first thing that cannot work with `world_size` processes."""
@@ -79,6 +82,11 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
     if model.dense_layers > model.layers:
         yield (
             f"model.dense_layers = {model.dense_layers} is more than model.layers = {model.layers}"
+        )
+    if model.layers * moe.experts > _MOST_EXPERTS:
+        yield (
+            f"model.layers x model.moe.experts = {model.layers} x {moe.experts} is more than "
+            f"{_MOST_EXPERTS:,} experts: lower one of them"
         )
     if moe.experts % moe.groups:
         yield (

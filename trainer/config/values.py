@@ -55,7 +55,7 @@ def read_node(key: Key, node: yaml.Node | None) -> Any:
     if not isinstance(node, yaml.SequenceNode) or (
         origin is tuple and len(node.value) != len(kinds)
     ):
-        raise NotAValue(f"must be {_words(key.kind)}, got {_shown_node(node)}")
+        raise NotAValue(f"must be {_words(key.kind)}, got {shown_node(node)}")
     return origin(_scalar(kinds[0], item) for item in node.value)
 
 
@@ -63,6 +63,15 @@ def shown(value: object) -> str:
     """A value in an error: one line, not long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def shown_node(node: yaml.Node | None) -> str:
+    """What a node is, in an error."""
+    if isinstance(node, yaml.ScalarNode) and node.value:
+        return shown(node.value)
+    if isinstance(node, yaml.CollectionNode):
+        return "a list" if isinstance(node, yaml.SequenceNode) else "keys"
+    return "nothing"
 
 
 def _scalar(kind: Any, node: yaml.Node) -> Any:
@@ -78,7 +87,7 @@ def _scalar(kind: Any, node: yaml.Node) -> Any:
             return int(text.replace("_", ""))
         if kind is float and (number := _number(text)) is not None:
             return number
-    raise NotAValue(f"must be {_words(kind)}{_hint(kind, text)}, got {_shown_node(node)}")
+    raise NotAValue(f"must be {_words(kind)}{_hint(kind, text)}, got {shown_node(node)}")
 
 
 def _number(text: str) -> float | None:
@@ -107,9 +116,3 @@ def _words(kind: Any) -> str:
     if origin is tuple:
         return f"a list of {len(kinds)} {_WORDS[kinds[0]]}s, as in [0.9, 0.95]"
     return f"a {_WORDS[kind]}" if kind in (int, float) else _WORDS[kind]
-
-
-def _shown_node(node: yaml.Node | None) -> str:
-    if isinstance(node, yaml.ScalarNode):
-        return shown(node.value)
-    return "a list" if isinstance(node, yaml.SequenceNode) else "keys"
