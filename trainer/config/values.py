@@ -20,7 +20,7 @@ _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "tex
 
 
 class NotAValue(ValueError):
-    """The text is no value of the key; the message goes behind the key's name."""
+    """The text is no value of the key; the message follows the key's name."""
 
 
 def words_of(key: Key) -> str:
