@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
+from parallel.ops.precision import PRECISIONS
 from parallel.schedule.generators import GENERATORS
 from tests.commands import ROOT, TINY, finish, start
 from trainer.config.derived import mesh_of
@@ -210,9 +212,13 @@ def test_the_command_exits_with_2_and_one_line_before_torch_is_imported(tmp_path
     assert len(err.splitlines()) == 1
 
 
-def test_the_config_knows_every_schedule() -> None:
-    (schedule,) = (key for key in keys(Config) if key.name == "pipeline.schedule")
-    assert set(get_args(schedule.kind)) == set(GENERATORS)
+@pytest.mark.parametrize(
+    ("name", "registry"),
+    [("pipeline.schedule", GENERATORS), ("precision.parameters", PRECISIONS)],
+)
+def test_the_config_knows_all_that_is_registered(name: str, registry: Mapping[str, Any]) -> None:
+    (key,) = (key for key in keys(Config) if key.name == name)
+    assert set(get_args(key.kind)) == set(registry)
 
 
 def test_layers_are_spread_with_the_odd_ones_first() -> None:
