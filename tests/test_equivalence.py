@@ -27,6 +27,7 @@ from trainer.config.schema import (
     MTPConfig,
     OptimizerConfig,
     PipelineConfig,
+    PrecisionConfig,
     RecomputeConfig,
     RunConfig,
 )
@@ -59,7 +60,8 @@ class Case:
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
         return Config(
-            run=RunConfig(steps=STEPS, dtype="float64", seed=1),
+            run=RunConfig(steps=STEPS, seed=1),
+            precision=PrecisionConfig("float64"),
             mesh=MeshConfig(pipeline=pipeline, expert=expert, expert_data=expert_data),
             pipeline=PipelineConfig(
                 schedule=self.schedule,

@@ -26,6 +26,7 @@ from trainer.config.schema import (
     MTPConfig,
     OptimizerConfig,
     PipelineConfig,
+    PrecisionConfig,
     RunConfig,
 )
 from trainer.model.names import named_biases, named_tensors
@@ -61,7 +62,8 @@ class Variant:
 
     def config(self) -> Config:
         return Config(
-            run=RunConfig(dtype="float64", seed=5),
+            run=RunConfig(seed=5),
+            precision=PrecisionConfig("float64"),
             pipeline=PipelineConfig("1f1b", micro_batches=2),
             model=ModelConfig(
                 vocab_size=VOCABULARY,

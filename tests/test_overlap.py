@@ -35,8 +35,8 @@ from trainer.config.schema import (
     MoEConfig,
     MTPConfig,
     PipelineConfig,
+    PrecisionConfig,
     RecomputeConfig,
-    RunConfig,
 )
 from trainer.model.stage import MicroBatch, ModelStage
 from trainer.objective.pretraining import TOKENS
@@ -56,7 +56,7 @@ PAIR = Schedule(
 
 def _layout(process: Process, recompute: bool) -> Layout:
     config = Config(
-        run=RunConfig(dtype="float64"),
+        precision=PrecisionConfig("float64"),
         mesh=MeshConfig(expert=2),
         pipeline=PipelineConfig("1f1b", micro_batches=2),
         recompute=RecomputeConfig(*(recompute,) * 3),

@@ -47,7 +47,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 
 def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_path: Path) -> None:
-    float64 = ("--run.dtype", "float64", "--metrics.eval_every", "2")
+    float64 = ("--precision.parameters", "float64", "--metrics.eval_every", "2")
     float64 += ("--checkpoint.export_dtype", "float64")
     both = finish(start(tmp_path, "--config", TINY, *float64, processes=2))
     alone = finish(start(tmp_path, "--config", TINY, *float64, *ALONE, "--run.name", "alone"))

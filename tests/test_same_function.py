@@ -35,7 +35,7 @@ from parallel.ranks.process import Process
 from trainer.build.layout import Layout, build
 from trainer.checkpoint.hf.architecture import model_from_hf, with_mtp_of
 from trainer.checkpoint.hf.config_json import hf_from_model
-from trainer.config.schema import Config, DataConfig, ModelConfig, PipelineConfig, RunConfig
+from trainer.config.schema import Config, DataConfig, ModelConfig, PipelineConfig, PrecisionConfig
 from trainer.model.names import named_biases, named_tensors
 from trainer.model.whole import WholeModel
 from trainer.objective.pretraining import TOKENS
@@ -170,7 +170,7 @@ def saved(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
 def ours(model: ModelConfig, dtype: torch.dtype) -> Layout:
     """The model on one process, without a balance loss."""
     config = Config(
-        run=RunConfig(dtype="float64" if dtype == torch.float64 else "float32"),
+        precision=PrecisionConfig("float64" if dtype == torch.float64 else "float32"),
         pipeline=PipelineConfig("1f1b", micro_batches=2),
         model=replace(model, moe=replace(model.moe, balance_alpha=0.0)),
         data=DataConfig(sequence_length=LENGTH, global_batch=SEQUENCES),

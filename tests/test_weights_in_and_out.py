@@ -41,6 +41,7 @@ from trainer.config.schema import (
     MTPConfig,
     OptimizerConfig,
     PipelineConfig,
+    PrecisionConfig,
     RunConfig,
     YarnConfig,
 )
@@ -79,7 +80,8 @@ WINDOWS = torch.randint(0, 257, (6, LENGTH + 2), generator=torch.Generator().man
 def _config(layout: tuple[str, tuple[int, int, int]], dtype: str, model: ModelConfig) -> Config:
     schedule, (pipeline, expert, expert_data) = layout
     return Config(
-        run=RunConfig(steps=STEPS, dtype=dtype, seed=1),
+        run=RunConfig(steps=STEPS, seed=1),
+        precision=PrecisionConfig(dtype),
         mesh=MeshConfig(pipeline, expert, expert_data),
         pipeline=PipelineConfig(schedule, micro_batches=4),
         model=model,

@@ -68,7 +68,7 @@ def measure_costs(
     if process.rank != 0:
         return None
     tokens = layout.sequences * config.data.sequence_length
-    element = PRECISIONS[config.run.dtype].parameters.itemsize
+    element = PRECISIONS[config.precision.parameters].parameters.itemsize
     model = cost_model(layout.schedule, everyone)
     costs = replace(model, message_bytes=float(tokens * config.model.dim * element))
     # The pipeline of data rank 0: its ranks in order.

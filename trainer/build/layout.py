@@ -153,7 +153,7 @@ def build(
     options = LayerOptions(
         config.model,
         config.recompute,
-        Ops(PRECISIONS[config.run.dtype]),
+        Ops(PRECISIONS[config.precision.parameters]),
         config.data.sequence_length,
         balance_weight=config.model.moe.balance_alpha / config.data.global_batch,
     )
@@ -238,7 +238,7 @@ def _transport(
         up=up[ranks],
         down=down[ranks],
         shape=(_sequences(config, mesh) * config.data.sequence_length, config.model.dim),
-        dtype=PRECISIONS[config.run.dtype].parameters,
+        dtype=PRECISIONS[config.precision.parameters].parameters,
         device=device,
     )
     transport.open(channels(lower(schedule)))

@@ -9,6 +9,9 @@ from parallel.schedule.table import Schedule, ScheduleError
 from parallel.schedule.table_file import read_table
 from trainer.config.schema import Config
 
+# A table of this many micro-batches, each counted once on each rank, is made in about 2 seconds.
+LARGEST_TABLE = 100_000
+
 
 def mesh_of(config: Config) -> Mesh:
     """The layout of the ranks that `config` asks for."""
@@ -23,6 +26,11 @@ def schedule_of(config: Config) -> Schedule:
     """
     pipeline, ranks = config.pipeline, config.mesh.pipeline
     if pipeline.schedule_file is None:
+        if ranks * pipeline.micro_batches > LARGEST_TABLE:
+            raise ScheduleError(
+                f"mesh.pipeline x pipeline.micro_batches = {ranks} x {pipeline.micro_batches} is a "
+                f"schedule table of more than {LARGEST_TABLE:,}: lower one of them"
+            )
         return generate(pipeline.schedule, ranks, pipeline.micro_batches)
     schedule = read_table(pipeline.schedule_file)
     where = f"pipeline.schedule_file: {pipeline.schedule_file}"

@@ -1,108 +1,139 @@
-"""From the command line to a Config: a YAML file, then dotted overrides."""
+"""From the command line to a Config: the defaults, a config file over them, then the options."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from trainer.config.config_file import read_config_file
+from trainer.config.keys import MOVED, Key, did_you_mean, keys
 from trainer.config.schema import Config
+from trainer.config.values import NotAValue, read_text, shown, words_of
 from trainer.errors import ConfigError
+
+_YAML = (".yaml", ".yml")
 
 
 def config_parser(prog: str, description: str, examples: str) -> ArgumentParser:
     """A parser with --config, every key of Config as --section.key, and --print-config."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=prog,
         description=description,
         epilog=examples,
         exit_on_error=False,
         allow_abbrev=False,
-        print_config="--print-config",
     )
-    parser.add_argument("--config", action="config", help="YAML file; keys given behind it win.")
-    parser.add_class_arguments(Config)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file. With `extends: OTHER` it changes keys of another file, whose name is "
+        "relative to its own. Options win over both.",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print the whole config as YAML, and exit."
+    )
+    for name, section in get_type_hints(Config).items():
+        group = parser.add_argument_group(name, section.__doc__)
+        for key in keys(section, f"{name}."):
+            group.add_argument(
+                f"--{key.name}",
+                type=_Reader(key),
+                default=key.default,
+                metavar=key.name.split(".")[-1].upper(),
+                help=key.doc.replace("%", "%%"),
+                # `--run.overwrite` alone is true.
+                nargs="?" if key.kind is bool else None,
+                const=True if key.kind is bool else None,
+            )
     return parser
+
+
+class _Reader:
+    """Reads the text of an option by its key's type; --help shows what it accepts."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def __call__(self, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text  # the parser checks once more what has been read
+        try:
+            return read_text(self._key, text)
+        except NotAValue as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    def __repr__(self) -> str:
+        return words_of(self._key)
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Namespace]:
     """The config, and all that was parsed (for arguments that the caller added).
 
-    Raises ConfigError, in one line, for a key or a value that does not fit.
+    Raises ConfigError, in one line, for a file, a key or a value that does not fit.
     """
-    for path in _config_files(arguments):
-        _check_file(path)
     try:
-        namespace = parser.parse_args(list(arguments))
-        parsed = parser.instantiate(namespace)
-    except (ArgumentError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(line + _suggestion(line, parser)) from error
-    sections = Config.__dataclass_fields__
-    return Config(**{name: parsed[name] for name in sections}), namespace
-
-
-def _config_files(arguments: Sequence[str]) -> list[str]:
-    return [value for option, value in pairwise(arguments) if option == "--config"] + [
-        argument.removeprefix("--config=")
-        for argument in arguments
-        if argument.startswith("--config=")
-    ]
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML as it is read everywhere, but a key that stands twice is an error: the last would win
-    without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for node_of_key, _ in node.value:
-            key = self.construct_object(node_of_key)
-            if key in seen:
-                line = node_of_key.start_mark.line + 1
-                raise yaml.YAMLError(f"in line {line}, {key} stands there a second time")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _check_file(path: str) -> None:
-    """Raise ConfigError unless a config file is sections of keys; their values come later."""
-    try:
-        values = yaml.load(Path(path).read_text(), _UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    _check_section(f"--config {path}", values, Config)
-
-
-def _check_section(where: str, values: object, section: type) -> None:
-    if not isinstance(values, dict):
-        got = "nothing" if values is None else repr(values)
-        raise ConfigError(f"{where}: must be keys with their values, got {got}")
-    for name, kind in get_type_hints(section).items():
-        if dataclasses.is_dataclass(kind) and name in values:
-            _check_section(f"{where}: {name}", values[name], kind)  # type: ignore[arg-type]
+        given = parser.parse_args(list(arguments), defaults=False)
+    except ArgumentError as error:
+        raise ConfigError(_explained(error, parser)) from None
+    parsed = parser.get_defaults()
+    files = given.get("config", [])
+    if len(files) > 1:
+        raise ConfigError(
+            f"--config is given {len(files)} times: give one file, which may say `extends: OTHER`"
+        )
+    for name, value in read_config_file(files[0]).items() if files else ():
+        parsed[name] = value
+    for name, value in given.items():
+        parsed[name] = value
+    if parsed["print_config"]:
+        print(to_yaml(parser, parsed), end="")
+        parser.exit()
+    return _section(Config, parsed), parsed
 
 
 def to_yaml(parser: ArgumentParser, namespace: Namespace) -> str:
     """The resolved config as YAML that `--config` reads back."""
-    keep = Namespace({name: namespace[name] for name in Config.__dataclass_fields__})
-    return parser.dump(keep, skip_validation=True)
+    keep = Namespace({field.name: namespace[field.name] for field in fields(Config)})
+    return parser.dump(keep, skip_unset=False, skip_validation=True)
 
 
-def _suggestion(line: str, parser: ArgumentParser) -> str:
-    """The key that an unknown one on the command line was probably meant to be."""
-    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", line)
-    keys = list(parser.get_defaults().keys())
-    known = [f"--{key}" for key in keys]
-    close = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
-    return f"; did you mean {close[0]}?" if close else ""
+def _section(kind: Any, parsed: Namespace) -> Any:
+    hints = get_type_hints(kind)
+    return kind(
+        **{
+            name: _section(hint, parsed[name]) if is_dataclass(hint) else parsed[name]
+            for name, hint in hints.items()
+        }
+    )
+
+
+def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
+    """An error of the parser as one line that says what to write instead."""
+    line = " ".join(str(error).split())
+    if value := re.fullmatch(r"argument --(\S+): (must be .*)", line):
+        return f"{value[1]} {value[2]}"
+    if missing := re.fullmatch(r"argument (--\S+): expected one argument", line):
+        return f"{missing[1]} needs a value"
+    unknown = re.fullmatch(r"unrecognized arguments: (-- )?(\S+).*", line)
+    if unknown is None:
+        return line
+    argument = unknown[2]
+    if not argument.startswith("--"):
+        meant = f"; did you mean --config {argument}?" if Path(argument).suffix in _YAML else ""
+        return f"{shown(argument)} is no option{meant}"
+    name = argument.split("=")[0].removeprefix("--")
+    if name in MOVED:
+        return f"--{name} is now called --{MOVED[name]}: set that instead"
+    names = [name for name, _ in parser.get_defaults().items()]
+    known = [name if "." in name else name.replace("_", "-") for name in names]
+    inside = next((key for key in known if key.startswith(f"{name}.")), None)
+    if inside:
+        return f"--{name} is a section: set its keys one by one, as in --{inside}"
+    return f"there is no option --{name}{did_you_mean(name, known, '--')}"

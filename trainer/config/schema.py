@@ -1,10 +1,23 @@
-"""The configuration of a run: typed dataclasses, one a section. No torch in here, so that a bad
-config is reported before anything slow is imported."""
+"""The configuration of a run: typed dataclasses, one per section, the limits of a value beside its
+field. No torch in here, so that a bad config is reported before anything slow is imported.
+
+Upper limits are far above what is trained anywhere, and low enough that whatever is within them is
+built, or refused for another reason, within seconds.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
+
+from trainer.config.limits import FOLDER_NAME, LINE, Range
+
+# Each section of a config can be imported from here.
+from trainer.config.model_schema import AttentionConfig as AttentionConfig
+from trainer.config.model_schema import ModelConfig as ModelConfig
+from trainer.config.model_schema import MoEConfig as MoEConfig
+from trainer.config.model_schema import MTPConfig as MTPConfig
+from trainer.config.model_schema import YarnConfig as YarnConfig
 
 StorageType: TypeAlias = Literal["float32", "float64", "bfloat16", "fp8"]
 """What weights are stored as in a checkpoint."""
@@ -14,23 +27,21 @@ StorageType: TypeAlias = Literal["float32", "float64", "bfloat16", "fp8"]
 class RunConfig:
     """What a run is called, how long it is, what it runs on."""
 
-    name: str = "run"
+    name: Annotated[str, FOLDER_NAME] = "run"
     """Name of the run; its folder is DIR/NAME."""
-    dir: str = "runs"
+    dir: Annotated[str, LINE] = "runs"
     """Folder that holds the run folders."""
     overwrite: bool = False
     """Replace the run folder if it exists."""
-    steps: int = 100
+    steps: Annotated[int, Range(1, 10**9)] = 100
     """Optimizer steps."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the initial weights and of the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes CUDA where there is a GPU for each local process, else the CPU."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Type of weights, activations and gradients."""
-    timeout: float = 600.0
+    timeout: Annotated[float, Range(above=0, most=1e6)] = 600.0
     """Seconds that a collective may take before the run gives up."""
-    io_timeout: float = 7200.0
+    io_timeout: Annotated[float, Range(above=0, most=1e6)] = 7200.0
     """Seconds that ranks wait for the slowest to read text or weights, or to save them."""
 
 
@@ -38,11 +49,11 @@ class RunConfig:
 class MeshConfig:
     """Layout of the processes: world size = pipeline x expert_data x expert."""
 
-    pipeline: int = 1
+    pipeline: Annotated[int, Range(1, 1024)] = 1
     """Pipeline ranks."""
-    expert: int = 1
+    expert: Annotated[int, Range(1, 4096)] = 1
     """Ranks that the experts of a layer are spread over; must divide model.moe.experts."""
-    expert_data: int = 1
+    expert_data: Annotated[int, Range(1, 65536)] = 1
     """Copies of each expert; data-parallel ranks = expert_data x expert."""
 
 
@@ -54,14 +65,22 @@ class PipelineConfig:
         "dualpipe", "dualpipev", "1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zbv"
     ] = "1f1b"
     """Schedule of the micro-batches."""
-    schedule_file: str | None = None
+    schedule_file: Annotated[str | None, LINE] = None
     """A schedule table as `launch/simulate.py --table` writes it; takes the place of schedule."""
-    micro_batches: int = 4
+    micro_batches: Annotated[int, Range(1, 65536)] = 4
     """Micro-batches a step on each data-parallel rank, in all flows together."""
     overlap: bool = True
     """Run overlapped pairs interleaved, so that collectives hide behind computation."""
-    layers_per_stage: list[int] | None = None
+    layers_per_stage: Annotated[list[int] | None, Range(1, 10_000)] = None
     """Layers of each stage by depth; spread evenly when not given."""
+
+
+@dataclass
+class PrecisionConfig:
+    """Types of the numbers that are computed with."""
+
+    parameters: Literal["float32", "float64"] = "float32"
+    """Type of weights, activations and gradients."""
 
 
 @dataclass
@@ -77,124 +96,21 @@ class RecomputeConfig:
 
 
 @dataclass
-class YarnConfig:
-    """Longer contexts by YaRN (arXiv 2309.00071): rotary frequencies stretched, softmax scaled."""
-
-    factor: float = 1.0
-    """Stretch of the context; 1 switches YaRN off (40 in V3)."""
-    original_length: int = 4096
-    """Positions that the model was trained on before."""
-    beta_fast: float = 32.0
-    """Pairs that turn more often than this within original_length keep their frequency."""
-    beta_slow: float = 1.0
-    """Pairs that turn less often than this within original_length are slowed by factor."""
-    mscale: float = 1.0
-    """Scale of the rotary part: 0.1 x mscale x ln(factor) + 1, over the same of mscale_all_dim; 0
-    is not given, as in config.json."""
-    mscale_all_dim: float = 1.0
-    """Scale of the softmax: (0.1 x mscale_all_dim x ln(factor) + 1) squared; 0 leaves it alone."""
-
-
-@dataclass
-class AttentionConfig:
-    """Multi-head latent attention (MLA)."""
-
-    heads: int = 4
-    """Attention heads."""
-    q_lora_rank: int | None = None
-    """Width of the query latent; null projects queries directly."""
-    kv_lora_rank: int = 32
-    """Width of the key-value latent."""
-    nope_head_dim: int = 16
-    """Width of a head's query and key without position."""
-    rope_head_dim: int = 16
-    """Width of a head's query, and of the shared key, with rotary position; even."""
-    v_head_dim: int = 16
-    """Width of a head's value."""
-    rope_theta: float = 10000.0
-    """Base of the rotary frequencies."""
-    yarn: YarnConfig = field(default_factory=YarnConfig)
-
-
-@dataclass
-class MoEConfig:
-    """Mixture of experts."""
-
-    experts: int = 8
-    """Routed experts of a layer."""
-    shared_experts: int = 1
-    """Experts that see every token."""
-    top_k: int = 2
-    """Routed experts a token."""
-    groups: int = 1
-    """Groups of routed experts; must divide experts."""
-    top_groups: int = 1
-    """Groups that a token may choose experts from."""
-    expert_dim: int = 128
-    """Inner width of one expert."""
-    score: Literal["sigmoid", "softmax"] = "sigmoid"
-    """Router scores: sigmoid as DeepSeek-V3, softmax as V2."""
-    normalise: bool = True
-    """Divide a token's routing weights by their sum."""
-    scale: float = 1.0
-    """Factor on the routing weights (2.5 in V3)."""
-    bias_gamma: float = 0.001
-    """Step of the router bias that balances the experts without a loss; 0 leaves it alone."""
-    balance_alpha: float = 0.0001
-    """Weight of the sequence-wise balance loss."""
-
-
-@dataclass
-class MTPConfig:
-    """Multi-token prediction."""
-
-    depth: int = 0
-    """MTP modules: extra tokens predicted; 0, 1 or 2."""
-    weight: float = 0.3
-    """Weight of the mean MTP loss."""
-
-
-@dataclass
-class ModelConfig:
-    """The architecture of DeepSeek-V3, at any size."""
-
-    vocab_size: int = 257
-    """Size of the vocabulary; 257 for bytes and the end of a document."""
-    layers: int = 4
-    """Transformer layers, MTP modules not counted."""
-    dense_layers: int = 1
-    """First layers with a dense MLP in place of experts."""
-    dim: int = 128
-    """Model width."""
-    dense_dim: int = 384
-    """Inner width of the dense MLP."""
-    norm_eps: float = 1e-6
-    """Epsilon of RMSNorm."""
-    init_std: float = 0.02
-    """Standard deviation of the initial matrices (0.006 in V3)."""
-    init_from: str | None = None
-    """Checkpoint folder in the Hugging Face layout to start from, in place of random weights."""
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
-    moe: MoEConfig = field(default_factory=MoEConfig)
-    mtp: MTPConfig = field(default_factory=MTPConfig)
-
-
-@dataclass
 class DataConfig:
     """Text and batches."""
 
-    path: str | None = None
+    path: Annotated[str | None, LINE] = None
     """A text file, a folder of them, or JSON lines (.jsonl; .gz and .zst too); the source text of
     Python's standard library when not given."""
-    text_field: str = "text"
+    text_field: Annotated[str, LINE] = "text"
     """Field of a JSON line that holds the text."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, LINE] = None
     """A tokenizer.json, or a folder with one; bytes when not given."""
-    sequence_length: int = 128
+    sequence_length: Annotated[int, Range(1, 10**7)] = 128
     """Tokens of a sequence."""
-    global_batch: int = 16
+    global_batch: Annotated[int, Range(1, 10**7)] = 16
     """Sequences of a step, over all ranks."""
-    validation_fraction: float = 0.05
+    validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
     """Share of the documents that is held out."""
 
 
@@ -202,19 +118,19 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with decoupled weight decay, and the schedule of its learning rate."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, Range(above=0, most=1000)] = 1e-3
     """Peak learning rate."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1
     """Final learning rate over the peak."""
-    warmup_steps: int = 20
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 20
     """Steps of linear warm-up; cosine decay follows, to the last step."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Range(least=0, below=1)] = (0.9, 0.95)
     """Decay of the two moments."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(above=0, most=1)] = 1e-8
     """Added to the denominator."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.1
     """Decoupled decay of matrices; none on norms and the router bias."""
-    clip: float = 1.0
+    clip: Annotated[float, Range(0, 1e9)] = 1.0
     """Limit of the global gradient norm; 0 switches clipping off."""
 
 
@@ -222,11 +138,11 @@ class OptimizerConfig:
 class MetricsConfig:
     """What is reported, and when."""
 
-    log_every: int = 10
+    log_every: Annotated[int, Range(1, 10**9)] = 10
     """Steps between lines on the console; metrics.jsonl has every step."""
-    eval_every: int = 0
+    eval_every: Annotated[int, Range(0, 10**9)] = 0
     """Steps between evaluations; 0 evaluates at the end only."""
-    eval_sequences: int = 64
+    eval_sequences: Annotated[int, Range(1, 10**9)] = 64
     """Held-out sequences of an evaluation; fewer if there are fewer."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Also write to Weights & Biases: offline keeps files in the run folder, online sends them."""
@@ -249,6 +165,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

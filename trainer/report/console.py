@@ -41,7 +41,7 @@ class RunConsole:
         c, schedule = self._config, layout.schedule
         self.say(
             f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated a "
-            f"token; {c.run.dtype} on {layout.device.type}"
+            f"token; {c.precision.parameters} on {layout.device.type}"
         )
         self.say(
             f"mesh: {layout.mesh.world} process{'es' * (layout.mesh.world > 1)} = "
