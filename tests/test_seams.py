@@ -34,7 +34,7 @@ from trainer.config.schema import (
     MoEConfig,
     MTPConfig,
     PipelineConfig,
-    RunConfig,
+    PrecisionConfig,
 )
 from trainer.model.names import initialise, named_tensors
 from trainer.model.part import ModelPart
@@ -61,7 +61,7 @@ def config(
     schedule: str = "1f1b", pipeline: int = 1, expert: int = 1, micro_batches: int = 4
 ) -> Config:
     return Config(
-        run=RunConfig(dtype="float64"),
+        precision=PrecisionConfig("float64"),
         mesh=MeshConfig(pipeline=pipeline, expert=expert),
         pipeline=PipelineConfig(schedule, micro_batches=micro_batches),
         model=MODEL,
