@@ -28,7 +28,8 @@ def main() -> None:
         refuse(error, "train")
     from trainer.run.loop import train  # imports torch, which a bad config need not wait for
 
-    run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop), "train")
+    files = [str(file) for file in namespace.config or ()]
+    run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop, files), "train")
 
 
 if __name__ == "__main__":

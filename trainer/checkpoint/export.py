@@ -21,7 +21,7 @@ from trainer.checkpoint.hf.companions import Companions
 from trainer.checkpoint.hf.config_json import hf_from_model
 from trainer.checkpoint.hf.encode import encode, stored_bytes, stored_dtype
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX
-from trainer.checkpoint.hf.output_folder import OutputFolder
+from trainer.checkpoint.hf.output_folder import OutputFolder, require_room
 from trainer.checkpoint.hf.writer import (
     shard_file,
     split_into_shards,
@@ -31,7 +31,7 @@ from trainer.checkpoint.hf.writer import (
     write_shard,
 )
 from trainer.config.schema import Config
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, RunError
 from trainer.model.names import (
     BIAS,
     depth_order,
@@ -53,12 +53,12 @@ def save_checkpoint(
     """Write every weight and router bias to `folder`, replacing what is there.
 
     companions: what goes beside the weights; the first rank must have them. progress(done, total):
-    bytes that this rank has written. Collective over the world. If any rank cannot write, every
-    rank raises (CheckpointError where it was), and `folder` is as it was.
+    bytes that this rank has written. Collective over the world. If any rank cannot write, or has a
+    weight that is not finite, every rank raises CheckpointError, and `folder` is as it was.
     """
     rank, storage = layout.process.rank, layout.config.checkpoint.export_dtype
     tensors = owned_tensors(layout)
-    sizes = {name: stored_bytes(name, tuple(t.shape), storage) for name, t in tensors.items()}
+    sizes = _sizes(layout, tensors)
     mine = split_into_shards(sizes)
     everyone = gather([(names, sum(sizes[name] for name in names)) for names in mine])
     shards = [shard for shards in everyone for shard in shards]
@@ -66,7 +66,10 @@ def save_checkpoint(
     files = {shard_file(first + here, len(shards)): names for here, names in enumerate(mine)}
 
     def begin() -> AbstractContextManager[OutputFolder | None]:
-        return OutputFolder(folder) if rank == 0 else nullcontext()
+        if rank > 0:
+            return nullcontext()
+        require_room(folder, sum(size for _, size in shards), " on this disk")
+        return OutputFolder(folder)
 
     def write_shards(partial: Path) -> None:
         done, total = 0, sum(sizes.values())
@@ -88,8 +91,19 @@ def save_checkpoint(
             together(lambda: write_shards(partial), layout.patient)
             together(lambda: write_beside(partial), layout.patient)
             together(lambda: output.commit() if output else None, layout.patient)
-    except PeerError as error:
+    except (PeerError, RunError) as error:
         raise CheckpointError(f"cannot save the weights to {folder}: {error}") from error
+
+
+def checkpoint_bytes(layout: Layout) -> int:
+    """Bytes that the tensors of a saved checkpoint have, over all ranks. Collective."""
+    return sum(gather(sum(_sizes(layout, owned_tensors(layout)).values())))
+
+
+def _sizes(layout: Layout, tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Bytes of each tensor as it will be stored."""
+    storage = layout.config.checkpoint.export_dtype
+    return {name: stored_bytes(name, tuple(t.shape), storage) for name, t in tensors.items()}
 
 
 def owned_tensors(layout: Layout) -> dict[str, Tensor]:

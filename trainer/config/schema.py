@@ -28,11 +28,11 @@ class RunConfig:
     """What a run is called, how long it is, what it runs on."""
 
     name: Annotated[str, FOLDER_NAME] = "run"
-    """Name of the run; its folder is DIR/NAME."""
+    """Name of the run; its folder is DIR/NAME, or DIR/NAME-2 and so on where that is taken."""
     dir: Annotated[str, LINE] = "runs"
     """Folder that holds the run folders."""
     overwrite: bool = False
-    """Replace the run folder if it exists."""
+    """Replace the run in DIR/NAME, if there is one; its weights stay until this run has its own."""
     steps: Annotated[int, Range(1, 10**9)] = 100
     """Optimizer steps."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0

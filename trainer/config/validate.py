@@ -113,10 +113,6 @@ def _checkpoint_problems(config: Config) -> Iterator[str]:
     if model.init_from is None:
         return
     folder = Path(model.init_from).expanduser()
-    run = Path(config.run.dir) / config.run.name
-    for key, path in (("model.init_from", folder), ("data.tokenizer", config.data.tokenizer)):
-        if path is not None and Path(path).expanduser().resolve().is_relative_to(run.resolve()):
-            yield f"{key} is {path}, in the folder of this run, which it replaces: set run.name"
     theirs = model_from_hf(read_hf_config(folder), str(folder / CONFIG_FILE))
     for key, mine, other in differences(model, theirs):
         yield (

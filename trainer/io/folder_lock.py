@@ -6,9 +6,11 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import RunError
+from trainer.io.no_links import open_plain
 
 
 class LockedError(RunError):
@@ -25,10 +27,11 @@ class FolderLock:
     def __init__(self, path: Path) -> None:
         """Make the file if need be, lock it, and write into it who holds it.
 
-        Raises LockedError where it is held already, also by this process; OSError.
+        Raises LockedError where it is held already, also by this process; RunError where `path` is
+        no regular file; OSError.
         """
         self._path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held, not read)
+        self._file = open(_open_or_make(path), "r+b", buffering=0)  # noqa: SIM115 (held, not read)
         try:
             self._lock()
         except BaseException:
@@ -40,9 +43,10 @@ class FolderLock:
         return not self._file.closed and self._is_at_path()
 
     def release(self) -> None:
-        """Remove the file and unlock it."""
+        """Remove the file and unlock it; a file that has come in its place stays."""
         # In this order: once the file has gone, another process may lock a new one.
-        self._path.unlink(missing_ok=True)
+        if self.held():
+            self._path.unlink(missing_ok=True)
         self._file.close()
 
     def _lock(self) -> None:
@@ -59,12 +63,20 @@ class FolderLock:
 
     def _holder(self) -> str:
         try:
-            return self._path.read_text().strip() or "another process"
+            return os.pread(self._file.fileno(), 300, 0).decode().strip() or "another process"
         except (OSError, ValueError):  # it has just come or is just going
             return "another process"
 
     def _is_at_path(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat())
         except OSError:
             return False
+
+
+def _open_or_make(path: Path) -> int:
+    while True:
+        with suppress(FileNotFoundError):
+            return open_plain(path, os.O_RDWR)
+        with suppress(FileExistsError):  # another process was faster: lock its file, or fail to
+            return open_plain(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)

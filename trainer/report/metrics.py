@@ -35,13 +35,13 @@ class MetricsLog:
         """Raises RunError where the file cannot be made, or Weights & Biases not be started as
         metrics.wandb asks."""
         try:
-            self._file = open(folder / "metrics.jsonl", "w")  # noqa: SIM115 (closed by close)
+            self._file = open(folder / "metrics.jsonl", "x")  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise RunError(f"run.dir: cannot write {folder}: {error.strerror}") from error
         self._warned = False
         self._wandb: Any = None
         if config.metrics.wandb != "off":
-            self._wandb = _start_wandb(folder, config.metrics.wandb, config.run.name, resolved)
+            self._wandb = _start_wandb(folder, config.metrics.wandb, folder.name, resolved)
 
     def write(self, values: Mapping[str, float | int]) -> None:
         """A file that cannot be written (a full disk) costs its lines, with a warning, and not the

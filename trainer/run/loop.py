@@ -6,10 +6,13 @@ import hashlib
 import math
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import yaml
 
 from parallel.ranks.groups import patient_world
@@ -17,21 +20,26 @@ from parallel.ranks.process import Process, join, leave
 from parallel.ranks.together import gather, together
 from trainer.build.layout import Layout, build
 from trainer.build.text import Text, load_text
-from trainer.checkpoint.export import save_checkpoint
+from trainer.checkpoint.export import checkpoint_bytes, save_checkpoint
 from trainer.checkpoint.hf.companions import Companions, read_companions
+from trainer.checkpoint.hf.output_folder import require_room
 from trainer.config.schema import Config
-from trainer.errors import RunError, Stopped
+from trainer.errors import RunError, Stopped, TandemError
 from trainer.model.size import parameter_counts
 from trainer.objective.pretraining import TOKENS
 from trainer.report.console import RunConsole
 from trainer.report.metrics import MetricsLog, row
 from trainer.run.folder import RunFolder, require_shared
+from trainer.run.inputs import require_inputs_outside
 from trainer.run.signals import StopRequest
 from trainer.run.step import GetMicroBatch, NonFiniteError, StepMetrics, Trainer
 
 
-def train(config: Config, resolved: str, stop: StopRequest) -> None:
-    """Train as `config` says; `resolved` is that config as YAML, for the run folder.
+def train(
+    config: Config, resolved: str, stop: StopRequest, config_files: Sequence[str] = ()
+) -> None:
+    """Train as `config` says; `resolved` is that config as YAML, for the run folder; config_files:
+    what it was read from, which is not to be written over.
 
     Raises RunError or DataError, in one line, for what can be foreseen, and Stopped after a signal
     once the step has ended and the weights are saved.
@@ -40,9 +48,40 @@ def train(config: Config, resolved: str, stop: StopRequest) -> None:
     device = process.device(config.run.device)
     join(process, device, timedelta(seconds=config.run.timeout), "env://")
     console = RunConsole(config, quiet=process.rank > 0)
-    path = Path(config.run.dir) / config.run.name
+
+    def claim() -> AbstractContextManager[RunFolder | None]:
+        return _claim(config, config_files) if process.rank == 0 else nullcontext()
+
+    with together(claim) as folder:
+        try:
+            _train(config, resolved, stop, process, device, console, folder)
+        finally:
+            if folder is not None and (kept := folder.previous_weights()):
+                console.say(f"the weights of the run that was replaced are still in {kept}")
+    leave()
+
+
+def _claim(config: Config, config_files: Sequence[str]) -> RunFolder:
+    wanted = Path(config.run.dir) / config.run.name
+    if config.run.overwrite:
+        require_inputs_outside(wanted, config, config_files)
+    return RunFolder(wanted, config.run.overwrite)
+
+
+def _train(
+    config: Config,
+    resolved: str,
+    stop: StopRequest,
+    process: Process,
+    device: torch.device,
+    console: RunConsole,
+    folder: RunFolder | None,
+) -> None:
+    """The run in its folder, which the first rank has claimed."""
     first = process.rank == 0
-    folder = together(lambda: RunFolder(path, config.run.overwrite) if first else None)
+    path: Path = gather(folder.path if folder is not None else None)[0]
+    taken = path.name != config.run.name
+    console.say(f"run folder: {path}" + f" ({config.run.name} is taken)" * taken)
     together(lambda: require_shared(path))
     patient = patient_world(timedelta(seconds=config.run.io_timeout))
     text = together(lambda: load_text(config), patient)
@@ -50,21 +89,24 @@ def train(config: Config, resolved: str, stop: StopRequest) -> None:
     with console.bytes("reading weights") as progress:
         layout = build(config, process, device, patient, progress)
     companions = together(lambda: read_companions(config) if first else None)
-    log = together(lambda: _begin(folder, config, resolved) if folder is not None else None)
+    room = checkpoint_bytes(layout) if config.checkpoint.export_hf else 0
+    log = together(lambda: _begin(folder, config, resolved, room) if folder is not None else None)
     if first:
         name = config.data.path or "the source text of Python's standard library"
         console.begin(layout, *parameter_counts(config.model), f"{name}: {text.describe()}")
     try:
-        run = _Run(Trainer(layout), text, console, stop, log, companions)
+        run = _Run(Trainer(layout), text, console, stop, folder, log, companions)
         run.steps()
     finally:
         console.end()
         if log is not None:
             log.close()
-    leave()
 
 
-def _begin(folder: RunFolder, config: Config, resolved: str) -> MetricsLog:
+def _begin(folder: RunFolder, config: Config, resolved: str, room: int) -> MetricsLog:
+    """room: bytes of the weights that will be saved."""
+    advice = ", set run.dir to another disk, or checkpoint.export_dtype to a smaller type"
+    require_room(folder.weights(), room, advice)
     folder.begin(resolved)
     return MetricsLog(folder.path, config, yaml.safe_load(resolved))
 
@@ -83,12 +125,14 @@ def _require_same(resolved: str, text: Text) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """All steps, evaluations and the final weights. log, companions: on the first rank only."""
+    """All steps, evaluations and the final weights. folder, log, companions: on the first rank
+    only."""
 
     trainer: Trainer
     text: Text
     console: RunConsole
     stop: StopRequest
+    folder: RunFolder | None
     log: MetricsLog | None
     companions: Companions | None
 
@@ -125,7 +169,7 @@ class _Run:
             batch = _micro_batches(self.trainer.layout, self.text, step)
             return self.trainer.step(step, batch, self.stop.asked)
         except NonFiniteError as error:  # on all ranks, with the weights of the step before
-            raise NonFiniteError(f"{error}; {self._save()}") from error
+            raise NonFiniteError(f"{error}; {self._save_or_why_not()}") from error
 
     def _evaluate(self, step: int, saved: str | None) -> float:
         """The validation loss; `saved` says where the weights are, if they are saved."""
@@ -135,20 +179,31 @@ class _Run:
             raise Stopped(signalled, f"stopped in the evaluation after step {step + 1}; {where}")
         loss = means["loss"]
         if not math.isfinite(loss):
-            where = saved or self._save()
+            where = saved or self._save_or_why_not()
             raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
         return loss
 
-    def _save(self) -> str:
-        """Save the weights, and say where."""
+    def _save(self, failed: bool = False) -> str:
+        """Save the weights, and say where. failed: those of a replaced run stay as well."""
         config = self.trainer.layout.config
         if not config.checkpoint.export_hf:
             return "no weights saved, as checkpoint.export_hf says"
         self.stop.reached()  # a signal from here on lets it finish
-        folder = Path(config.run.dir) / config.run.name / "weights"
+        folder = self.folder
+        place = together(lambda: folder.weights() if folder is not None else None)
+        weights: Path = gather(place)[0]
         with self.console.bytes("saving weights") as progress:
-            save_checkpoint(self.trainer.layout, folder, self.companions, progress)
-        return f"weights in {folder}"
+            save_checkpoint(self.trainer.layout, weights, self.companions, progress)
+        said = folder.saved(keep_previous=failed) if folder is not None else ""
+        return f"weights in {weights}{said}"
+
+    def _save_or_why_not(self) -> str:
+        """Save the weights of a run that has failed, and say where; or why they are not saved, as
+        they may be no numbers either: an error of its own would hide the first."""
+        try:
+            return self._save(failed=True)
+        except TandemError as error:
+            return str(error)
 
 
 def _micro_batches(layout: Layout, text: Text, step: int) -> GetMicroBatch:

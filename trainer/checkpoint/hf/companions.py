@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trainer.checkpoint.hf.architecture import read_hf_config
 from trainer.config.schema import Config
 from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, byte_characters
-from trainer.errors import DataError
+from trainer.errors import CheckpointError, DataError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 GENERATION_FILE = "generation_config.json"
@@ -44,14 +45,42 @@ class Companions:
     files: dict[str, bytes]
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
+def tokenizer_files(folder: Path, given: Path | None = None) -> list[Path]:
     """The files of a checkpoint's tokenizer, and its generation_config.json, by name.
 
     What a checkpoint in other weights, or of other weights, takes along as it is. Code (`.py`) is
-    not among them. No such file, or no such folder, is an empty list.
+    not among them. given, errors: as of `carried_files`.
     """
-    found = {file for pattern in _CARRIED for file in folder.glob(pattern) if file.is_file()}
-    return sorted(found)
+    return carried_files(folder, _CARRIED, given)
+
+
+def carried_files(folder: Path, patterns: tuple[str, ...], given: Path | None = None) -> list[Path]:
+    """The files of a checkpoint that fit one of these patterns, by name; none in no folder.
+
+    A link counts as the file that it leads to, if that lies in `folder` or, where `folder` is a
+    snapshot in the cache of Hugging Face, in the same repository there. given: a file that the user
+    has named, a link to wherever it may be. Raises CheckpointError for a link that leads elsewhere:
+    an export gives away what it takes along.
+    """
+    roots = _roots(folder)
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    for link in sorted(file for file in found if file.is_symlink() and file != given):
+        target = Path(os.path.realpath(link))  # to nowhere in particular where links go in circles
+        if not any(target.is_relative_to(root) for root in roots) or not target.is_file():
+            raise CheckpointError(
+                f"{link}: is a link to {target}, which is no file of this checkpoint: put the file "
+                "itself there, or remove the link"
+            )
+    return sorted(file for file in found if file.is_file())
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folder, and the repository of a snapshot: models--OWNER--NAME/snapshots/COMMIT, whose
+    files are links to models--OWNER--NAME/blobs."""
+    folder = folder.resolve()
+    repository = folder.parent.parent
+    snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return [folder, repository / "blobs"] if snapshot else [folder]
 
 
 def tokenizer_of_run(config: Config) -> str | None:
@@ -70,7 +99,7 @@ def tokenizer_of_run(config: Config) -> str | None:
 def read_companions(config: Config) -> Companions:
     """The run's tokenizer, and what the checkpoint that it started from says beyond weights.
 
-    Raises ConfigError and DataError, in one line, for what cannot be read.
+    Raises ConfigError, CheckpointError and DataError, in one line, for what cannot be read.
     """
     source, given = (
         None if path is None else Path(path).expanduser()
@@ -79,7 +108,7 @@ def read_companions(config: Config) -> Companions:
     base = {} if source is None else read_hf_config(source)
     try:
         if source is not None and (given is None or given.resolve() in _places(source)):
-            files = {file.name: file.read_bytes() for file in tokenizer_files(source)}
+            files = {file.name: file.read_bytes() for file in tokenizer_files(source, given)}
             if not {TOKENIZER_FILE, "tokenizer.model"} & files.keys():
                 files = byte_tokenizer_files() | files
             return Companions(base, files)
@@ -102,7 +131,7 @@ def _places(folder: Path) -> tuple[Path, Path]:
 def _files_of(tokenizer: Path) -> dict[str, bytes]:
     """The files of a tokenizer given by its folder, or by its file, whatever that is called."""
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    files = {file.name: file.read_bytes() for file in tokenizer_files(folder)}
+    files = {file.name: file.read_bytes() for file in tokenizer_files(folder, tokenizer)}
     if not tokenizer.is_dir():
         files[TOKENIZER_FILE] = tokenizer.read_bytes()
     return files

@@ -6,7 +6,6 @@ Memory: the tensors of one file of the target, and one tensor of the source.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.hf.architecture import CONFIG_FILE
-from trainer.checkpoint.hf.companions import tokenizer_files
+from trainer.checkpoint.hf.companions import carried_files, tokenizer_files
 from trainer.checkpoint.hf.conversion import Conversion
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, quantise
-from trainer.checkpoint.hf.output_folder import OutputFolder, leftover, scratch
+from trainer.checkpoint.hf.output_folder import OutputFolder, require_room, scratch
 from trainer.checkpoint.hf.reader import INDEX, SCALE_FILES, Checkpoint
 from trainer.checkpoint.hf.writer import (
     copy_file,
@@ -44,13 +43,7 @@ def require_place(conversion: Conversion, target: Path, overwrite: bool) -> None
             raise CheckpointError(f"{target}: exists and is no checkpoint: choose another folder")
         if not overwrite:
             raise CheckpointError(f"{target}: exists: choose another, or replace it by --overwrite")
-    disk = next(parent for parent in target.parents if parent.exists())
-    free = shutil.disk_usage(disk).free + leftover(target)
-    if free < conversion.nbytes:
-        raise CheckpointError(
-            f"{target}: needs {conversion.nbytes / 1e9:,.1f} GB, {disk} has {free / 1e9:,.1f} GB "
-            "left: make room or choose another disk"
-        )
+    require_room(target, conversion.nbytes, " or choose another disk")
 
 
 def convert(conversion: Conversion, target: Path, progress: Callable[[int, int], None]) -> None:
@@ -64,6 +57,8 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
     target = target.resolve()
     done, total = 0, conversion.nbytes
     unchanged = _unchanged_files(conversion)
+    source = conversion.source.folder
+    beside = [*tokenizer_files(source), *carried_files(source, _LICENCES)]
 
     def advance(size: int) -> None:
         nonlocal done
@@ -73,14 +68,11 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
         partial = output.partial
         for file, names in conversion.by_file().items():
             if file in unchanged:
-                copy_file(conversion.source.folder / file, partial / file)
+                copy_file(source / file, partial / file)
                 advance(sum(conversion.tensors[name].nbytes for name in names))
             else:
                 write_shard(partial / file, _tensors(conversion, file, names, advance))
-        for path in [
-            *tokenizer_files(conversion.source.folder),
-            *_licences(conversion.source.folder),
-        ]:
+        for path in beside:
             copy_file(path, partial / path.name)
         _write_index(conversion, partial, unchanged)
         _write_config(conversion, partial)  # last: what has none does not look like a checkpoint
@@ -125,10 +117,6 @@ def _quantised(source: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
     except CheckpointError as error:
         path = source.folder / source.files[name]
         raise CheckpointError(f"{path}: {name}: {error}") from error
-
-
-def _licences(folder: Path) -> list[Path]:
-    return sorted(path for pattern in _LICENCES for path in folder.glob(pattern) if path.is_file())
 
 
 def _write_index(conversion: Conversion, partial: Path, unchanged: set[str]) -> None:

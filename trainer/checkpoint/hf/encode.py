@@ -14,9 +14,10 @@ from trainer.model.names import BIAS
 
 
 def stored_dtype(name: str, storage: StorageType) -> torch.dtype:
-    """The type of one tensor: router biases are float32 always, and fp8 is for matrices."""
+    """The type of one tensor: a router bias is float32 at least, as released, and fp8 is for
+    matrices."""
     if name.endswith(BIAS):
-        return torch.float32
+        return torch.float64 if storage == "float64" else torch.float32
     if storage == "fp8":
         return torch.float8_e4m3fn if is_block_quantised(name) else torch.bfloat16
     return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[storage]
@@ -34,7 +35,8 @@ def stored_bytes(name: str, shape: tuple[int, ...], storage: StorageType) -> int
 def encode(name: str, tensor: Tensor, storage: StorageType) -> dict[str, Tensor]:
     """The tensor in memory of its own, by name; with its scales behind it where it is fp8.
 
-    Raises CheckpointError for a value that is not finite, where fp8 is asked for.
+    Raises CheckpointError for a value that is not finite, or is not in this type: a checkpoint that
+    looks whole is one that can be used.
     """
     dtype = stored_dtype(name, storage)
     if dtype == torch.float8_e4m3fn:
@@ -44,4 +46,8 @@ def encode(name: str, tensor: Tensor, storage: StorageType) -> dict[str, Tensor]
             raise CheckpointError(f"{name}: {error}") from error
         return {name: codes, name + SCALE_SUFFIX: scales}
     # A copy: safetensors refuses tensors that share memory, as a rank's experts do.
-    return {name: tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)}
+    stored = tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+    # The extremes tell, without a mask of the tensor's size: NaN is the extreme of any values.
+    if stored.numel() and not all(extreme.isfinite() for extreme in stored.aminmax()):
+        raise CheckpointError(f"{name}: has a value that is not finite as {storage}")
+    return {name: stored}

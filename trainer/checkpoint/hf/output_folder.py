@@ -7,9 +7,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from trainer.checkpoint.hf.writer import saying, sync
 from trainer.errors import CheckpointError
 from trainer.io.folder_lock import FolderLock, LockedError
+from trainer.io.no_links import remove
 
 _NEW, _OLD, _LOCK = "new", "old", "lock"  # in .FOLDER.tandem
 
@@ -19,9 +22,21 @@ def scratch(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tandem")
 
 
-def leftover(folder: Path) -> int:
-    """Bytes that the next OutputFolder will clear away."""
-    return sum(path.stat().st_size for path in (scratch(folder) / _NEW).glob("*"))
+def require_room(folder: Path, needed: int, advice: str) -> None:
+    """Raise CheckpointError unless the disk of `folder`, which need not be there yet, has room for
+    `needed` bytes; what the next OutputFolder will clear away counts as room."""
+    disk = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    with saying(folder):
+        free = shutil.disk_usage(disk).free + _leftover(folder)
+    if free < needed:
+        raise CheckpointError(
+            f"{folder}: needs {decimal(needed)}, but {disk} has {decimal(free)} left: make room"
+            f"{advice}"
+        )
+
+
+def _leftover(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in (scratch(folder) / _NEW).glob("*"))
 
 
 class OutputFolder:
@@ -39,6 +54,10 @@ class OutputFolder:
         """
         self._folder, self._scratch = folder, scratch(folder)
         self.partial, self._old = self._scratch / _NEW, self._scratch / _OLD
+        if self._scratch.is_symlink():
+            raise CheckpointError(
+                f"{self._scratch}: is a link, where {folder} is written: remove it"
+            )
         with saying(folder):
             self._scratch.mkdir(parents=True, exist_ok=True)
             try:
@@ -50,8 +69,7 @@ class OutputFolder:
                 ) from error
             try:
                 self._settle()
-                if self.partial.exists():
-                    shutil.rmtree(self.partial)
+                remove(self.partial)
                 self.partial.mkdir()
             except BaseException:
                 self.discard()
@@ -118,7 +136,5 @@ class OutputFolder:
             old.rename(folder)
         elif self.partial.exists():  # not committed: someone else has made `folder` since
             raise CheckpointError(f"{folder}: is there again, and what it was is {old}: remove one")
-        elif old.is_symlink():
-            old.unlink()
         else:
-            shutil.rmtree(old)
+            remove(old)

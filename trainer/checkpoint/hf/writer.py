@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,10 @@ def shard_file(number: int, count: int) -> str:
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file, and see it on the disk. Raises CheckpointError."""
     with saying(path):
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)  # as the umask, or the folder, gives it
         save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
+        path.chmod(mode)  # safetensors makes files that only their owner can read
         sync(path)
 
 
