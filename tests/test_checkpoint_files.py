@@ -244,11 +244,23 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         write(folder, value)
         (folder / "old.txt").write_text("of the first")
         assert Checkpoint(folder).read("a", torch.float32).eq(value).all()
-    assert (folder / FIRST).stat().st_mode & 0o777 == 0o644
     assert Checkpoint(folder).metadata == {"total_size": 12}
     write(folder, 3.0)
     assert not (folder / "old.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_modes_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "checkpoint", 1.0)
+        writer.copy_file(tmp_path / "checkpoint" / FIRST, tmp_path / "checkpoint" / "copy")
+        writer.write_bytes(tmp_path / "checkpoint" / "bytes", b"")
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def names(folder: Path) -> list[str]:

@@ -12,9 +12,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from tests.commands import TINY, finish, start
 from trainer.checkpoint.hf.companions import byte_tokenizer_files, read_companions, tokenizer_of_run
 from trainer.config.schema import Config, DataConfig, ModelConfig
-from trainer.config.validate import validate
 from trainer.data.file_tokenizer import load_tokenizer
-from trainer.errors import ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError
 
 SPECIAL = {"bos_token_id": 257, "eos_token_id": [258, 259], "max_position_embeddings": 64}
 
@@ -100,11 +99,62 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read_companions(_config(None, tmp_path / "nowhere.json"))
 
 
-def test_a_run_does_not_start_from_what_it_replaces(tmp_path: Path) -> None:
-    config = _config(tmp_path / "runs/a/weights", None)
-    config.run.dir, config.run.name = str(tmp_path / "runs"), "a"
-    with pytest.raises(ConfigError, match=r"model.init_from is .* in the folder of this run"):
-        validate(config, 1)
+def _in_cache(folder: Path) -> Path:
+    """A checkpoint as huggingface_hub keeps it: the files of a snapshot are links to blobs."""
+    snapshot = folder / "models--owner--name/snapshots/0a1b2c"
+    snapshot.mkdir(parents=True)
+    (folder / "models--owner--name/blobs").mkdir()
+    for number, file in enumerate(_bpe(_source(folder / "plain"), "</s>").iterdir()):
+        file.rename(folder / f"models--owner--name/blobs/{number:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
+    return snapshot
+
+
+LINKS = {  # what tokenizer.model is in a checkpoint, and whether it goes along
+    "a file below": ("below/secret", True),
+    "a blob of its repository": ("../../blobs/secret", True),
+    "a file beside the checkpoint": ("../secret", False),
+    "a file of its repository that is no blob": ("../../secret", False),
+    "a blob of another repository": ("../../../models--other/blobs/secret", False),
+    "a file far away": ("{far}/secret", False),
+    "by way of a folder that is a link": ("away/secret", False),
+    "nothing": ("nowhere", False),
+    "a folder": ("below", False),
+    "itself": ("tokenizer.model", False),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_companions_that_are_links_out_of_the_checkpoint_are_refused(
+    tmp_path: Path, case: str
+) -> None:
+    source = _in_cache(tmp_path / "cache")
+    expected = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert read_companions(_config(source, None)).files.keys() == expected
+    far = tmp_path / "far"
+    for place in ("below", "..", "../..", "../../blobs", "../../../models--other/blobs", str(far)):
+        (source / place).mkdir(parents=True, exist_ok=True)
+        (source / place / "secret").write_text("secret")
+    (source / "away").symlink_to(far)
+    target, goes_along = LINKS[case]
+    (source / "tokenizer.model").symlink_to(target.format(far=far))
+    if goes_along:
+        assert read_companions(_config(source, None)).files["tokenizer.model"] == b"secret"
+        return
+    link = source / "tokenizer.model"
+    with pytest.raises(CheckpointError, match=f"^{link}: is a link to /.*, which is no file of"):
+        read_companions(_config(source, None))
+    with pytest.raises(CheckpointError, match=f"^{link}: is a link to"):
+        read_companions(_config(None, source))
+
+
+def test_a_tokenizer_that_the_user_names_may_be_a_link(tmp_path: Path) -> None:
+    real = _bpe(tmp_path / "real", "<end>")
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "mine/tokenizer.json"
+    link.symlink_to(real / "tokenizer.json")
+    files = read_companions(_config(None, link)).files
+    assert files["tokenizer.json"] == (real / "tokenizer.json").read_bytes()
 
 
 def test_a_run_with_its_own_tokenizer_can_be_gone_on_with(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from launch import convert as command
 from launch.convert import main
 from tests.commands import ROOT
 from tests.conversions import EXPERT, digests, run
+from tests.trees import tree
 from trainer.checkpoint.hf.conversion import plan_conversion
 from trainer.checkpoint.hf.convert import convert
 from trainer.checkpoint.hf.output_folder import OutputFolder, scratch
@@ -57,6 +58,49 @@ def test_places_that_are_refused(
     (scratch(tmp_path / "large") / "new").mkdir(parents=True)
     (scratch(tmp_path / "large") / "new" / "shard").write_bytes(b"0" * room)
     run(source, tmp_path / "large")
+
+
+def test_links_out_of_the_source_are_not_followed(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    for name in ("tokenizer.model", "LICENSE-MODEL"):
+        (source / name).symlink_to("../secret")
+        assert main([str(source), str(tmp_path / "target")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"convert: {source / name}: is a link to {tmp_path / 'secret'}")
+        (source / name).unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "source"]
+
+
+@pytest.mark.parametrize("case", ["the hidden folder", "its new content", "its lock", "the target"])
+def test_links_where_a_conversion_writes_are_not_followed(
+    source: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "target"
+    precious = Path(shutil.copytree(source, tmp_path / "precious"))
+    (precious / "new").mkdir()
+    (precious / "new" / "file").write_text("precious")
+    before = tree(precious)
+    link, leads_to, refused = {
+        "the hidden folder": (scratch(target), precious, True),
+        "its new content": (scratch(target) / "new", precious / "new", False),
+        "its lock": (scratch(target) / "lock", precious / "config.json", True),
+        "the target": (target, precious, False),
+    }[case]
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(leads_to)
+    if refused:
+        assert main([str(source), str(target)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(link) in line and "remove it" in line
+        assert not target.exists() and tree(precious) == before
+        return
+    with OutputFolder(target) as output:
+        (output.partial / "config.json").write_text("{}")
+        output.commit()
+    assert tree(target) == {"config.json": b"{}"} and tree(precious) == before
+    assert not scratch(target).exists()
 
 
 def test_folders_of_other_people_are_not_touched(source: Path, tmp_path: Path) -> None:

@@ -75,27 +75,20 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     assert resolved == parse(parser, ["--config", TINY, *float64])[0]
 
 
-def test_a_run_folder_is_not_written_over(tmp_path: Path) -> None:
-    arguments = ("--config", TINY, *ALONE, "--run.steps", "1")
-    assert finish(start(tmp_path, *arguments))[0] == 0
-    before = (tmp_path / "runs/tiny/metrics.jsonl").read_text()
-    code, _, err = finish(start(tmp_path, *arguments))
-    assert code == 1 and "run.overwrite" in err and len(err.splitlines()) == 1, err
-    assert (tmp_path / "runs/tiny/metrics.jsonl").read_text() == before
-
-    # What cannot start replaces nothing.
-    code, _, err = finish(
-        start(tmp_path, *arguments, "--run.overwrite", "true", "--data.path", "nowhere.txt")
-    )
-    assert code == 1 and "nowhere.txt" in err
-    assert (tmp_path / "runs/tiny/metrics.jsonl").read_text() == before
-    assert saved_weights(tmp_path / "runs/tiny/weights")
-
-    running = start(tmp_path, *arguments[:-1], "100000", "--run.overwrite", "true")
-    wait_for(lambda: steps_done(tmp_path) > 1)
-    code, _, err = finish(start(tmp_path, *arguments, "--run.overwrite", "true"))
-    running.kill()
+def test_runs_at_one_time_do_not_meet(tmp_path: Path) -> None:
+    """All ranks know the number that the first rank has taken; a run going on is not replaced."""
+    arguments = ("--config", TINY, "--run.steps", "100000")
+    running = [start(tmp_path, *arguments, processes=2) for _ in range(2)]
+    wait_for(lambda: all(steps_done(tmp_path, name) > 1 for name in ("tiny", "tiny-2")))
+    code, _, err = finish(start(tmp_path, *arguments, *ALONE, "--run.overwrite", "true"))
     assert code == 1 and "in use" in err and len(err.splitlines()) == 1, err
+    for process in running:
+        os.kill(process.pid, signal.SIGTERM)
+    said = "".join(finish(process)[2] for process in running)
+    for name in ("tiny", "tiny-2"):
+        assert f"weights in runs/{name}/weights" in said, said
+        assert saved_weights(tmp_path / "runs" / name / "weights")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

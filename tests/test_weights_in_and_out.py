@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from trainer.build.layout import build
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.architecture import model_from_hf
 from trainer.checkpoint.hf.companions import read_companions
+from trainer.checkpoint.hf.encode import encode
 from trainer.checkpoint.hf.load import load_part
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.config.schema import (
@@ -43,6 +46,7 @@ from trainer.config.schema import (
     PipelineConfig,
     PrecisionConfig,
     RunConfig,
+    StorageType,
     YarnConfig,
 )
 from trainer.config.validate import validate
@@ -146,8 +150,8 @@ def test_trained_weights_are_the_same_in_transformers_and_under_other_layouts(
         other = _config(layout, dtype, replace(MODEL, init_from=str(folder)))
         for result in run_world(int(np.prod(layout[1])), _train_and_look, other, 0, None):
             assert result["validation"] == pytest.approx(expected, rel=tolerance)
-            for name, bias in result["biases"].items():  # stored in float32
-                np.testing.assert_allclose(bias, biases[name], rtol=0, atol=1e-7)
+            for name, bias in result["biases"].items():
+                np.testing.assert_array_equal(bias, biases[name], name)
             for name, gradient in result["gradients"].items():
                 np.testing.assert_allclose(
                     gradient, gradients[name], rtol=0, err_msg=f"{layout} {name}",
@@ -308,13 +312,20 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
     assert told[-1] == (told[0][1],) * 2 == (sum(map(checkpoint.nbytes, held)),) * 2
 
 
-def _save_on_a_full_disk(process: Process, config: Config, folder: Path) -> str:
-    """Rank 1 cannot write more than a few bytes; what each rank says of it."""
+def _save_in_vain(process: Process, config: Config, folder: Path, fault: str) -> str:
+    """Rank 1 cannot write more than a few bytes, or has a weight that is no number, or all have no
+    room; what each rank says of it."""
     layout = build(config, process, torch.device("cpu"))
     save_checkpoint(layout, folder, read_companions(config))
-    if process.rank == 1:
+    if fault == "no room":
+        shutil.disk_usage = lambda _: SimpleNamespace(free=12_300)
+    elif process.rank == 1 and fault == "full":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    elif process.rank == 1:
+        tensors = [*layout.part.parameters()] if fault != "bias" else [*layout.part.buffers()]
+        with torch.no_grad():
+            tensors[-1].flatten()[-1] = float("-inf" if fault == "weight" else "nan")
     try:
         save_checkpoint(layout, folder, read_companions(config))
     except CheckpointError as error:
@@ -322,11 +333,36 @@ def _save_on_a_full_disk(process: Process, config: Config, folder: Path) -> str:
     return ""
 
 
-def test_a_save_that_fails_on_one_rank_leaves_the_weights_before_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "storage", "words"),
+    [
+        ("full", "float32", "File too large"),
+        ("no room", "float32", "12.3 kB left"),
+        ("weight", "float32", "lm_head.weight: has a value that is not finite as float32"),
+        ("weight", "fp8", "lm_head.weight: has a value that is not finite as fp8"),
+        ("bias", "bfloat16", "e_score_correction_bias: has a value that is not finite as bfloat16"),
+    ],
+)
+def test_a_save_that_fails_on_one_rank_leaves_the_weights_before_it(
+    tmp_path: Path, fault: str, storage: StorageType, words: str
+) -> None:
     folder = tmp_path / "weights"
     config = _config(("1f1b", (2, 1, 1)), "float32", MODEL)
-    first, second = run_world(2, _save_on_a_full_disk, config, folder)
-    assert "cannot write" in second and "File too large" in second, second
-    assert "cannot save the weights" in first and "rank 1" in first, first
+    config.checkpoint.export_dtype = storage
+    for rank, said in enumerate(run_world(2, _save_in_vain, config, folder, fault)):
+        assert f"cannot save the weights to {folder}: " in said and words in said, said
+        assert "rank 1: " in said or rank == 1 or fault == "no room", said
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
     Checkpoint(folder).require(released_shapes(MODEL))
+
+
+@pytest.mark.parametrize("storage", get_args(StorageType))
+def test_values_that_a_type_does_not_hold_are_refused(storage: StorageType) -> None:
+    """1e39 is a float64 and no float32; a router bias keeps float64 only where all does."""
+    large = torch.tensor([[1.0, -1e39]], dtype=torch.float64)
+    for name in ("model.layers.1.mlp.gate.e_score_correction_bias", "x.mlp.up_proj.weight"):
+        if storage == "float64":
+            assert encode(name, large, storage)[name].equal(large)
+            continue
+        with pytest.raises(CheckpointError, match=f"^{name}: .* not finite"):
+            encode(name, large, storage)
