@@ -153,6 +153,7 @@ def test_a_tokenizer_that_the_user_names_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     link = tmp_path / "mine/tokenizer.json"
     link.symlink_to(real / "tokenizer.json")
+    (tmp_path / "mine/tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     files = read_companions(_config(None, link)).files
     assert files["tokenizer.json"] == (real / "tokenizer.json").read_bytes()
 

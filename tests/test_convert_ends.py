@@ -64,7 +64,7 @@ def test_links_out_of_the_source_are_not_followed(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "secret").write_text("secret")
-    for name in ("tokenizer.model", "LICENSE-MODEL"):
+    for name in ("tokenizer.model", "LICENSE-OF-OTHERS"):
         (source / name).symlink_to("../secret")
         assert main([str(source), str(tmp_path / "target")]) == 1
         (line,) = capsys.readouterr().err.splitlines()

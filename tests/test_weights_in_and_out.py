@@ -338,8 +338,8 @@ def _save_in_vain(process: Process, config: Config, folder: Path, fault: str) ->
     [
         ("full", "float32", "File too large"),
         ("no room", "float32", "12.3 kB left"),
-        ("weight", "float32", "lm_head.weight: has a value that is not finite as float32"),
-        ("weight", "fp8", "lm_head.weight: has a value that is not finite as fp8"),
+        ("weight", "float32", "head.weight: has a value that is not finite as float32"),
+        ("weight", "fp8", "head.weight: has a value that is not finite as fp8"),
         ("bias", "bfloat16", "e_score_correction_bias: has a value that is not finite as bfloat16"),
     ],
 )

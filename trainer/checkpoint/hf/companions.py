@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,26 @@ def carried_files(folder: Path, patterns: tuple[str, ...], given: Path | None = 
     """The files of a checkpoint that fit one of these patterns, by name; none in no folder.
 
     A link counts as the file that it leads to, if that lies in `folder` or, where `folder` is a
-    snapshot in the cache of Hugging Face, in the same repository there. given: a file that the user
+    snapshot in the cache of Hugging Face, in the blobs of its repository. given: a file that the user
     has named, a link to wherever it may be. Raises CheckpointError for a link that leads elsewhere:
     an export gives away what it takes along.
     """
     roots = _roots(folder)
-    found = {file for pattern in patterns for file in folder.glob(pattern)}
-    for link in sorted(file for file in found if file.is_symlink() and file != given):
+    names = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [file for file in names if any(fnmatchcase(file.name, p) for p in patterns)]
+    for link in (file for file in found if file.is_symlink() and file != given):
         target = Path(os.path.realpath(link))  # to nowhere in particular where links go in circles
         if not any(target.is_relative_to(root) for root in roots) or not target.is_file():
             raise CheckpointError(
                 f"{link}: is a link to {target}, which is no file of this checkpoint: put the file "
                 "itself there, or remove the link"
             )
-    return sorted(file for file in found if file.is_file())
+    return [file for file in found if file.is_file()]
 
 
 def _roots(folder: Path) -> list[Path]:
-    """The folder, and the repository of a snapshot: models--OWNER--NAME/snapshots/COMMIT, whose
-    files are links to models--OWNER--NAME/blobs."""
+    """Where the files of a checkpoint may lie: a snapshot, models--OWNER--NAME/snapshots/COMMIT, has
+    links to files in models--OWNER--NAME/blobs."""
     folder = folder.resolve()
     repository = folder.parent.parent
     snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
