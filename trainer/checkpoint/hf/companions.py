@@ -59,9 +59,9 @@ def carried_files(folder: Path, patterns: tuple[str, ...], given: Path | None = 
     """The files of a checkpoint that fit one of these patterns, by name; none in no folder.
 
     A link counts as the file that it leads to, if that lies in `folder` or, where `folder` is a
-    snapshot in the cache of Hugging Face, in the blobs of its repository. given: a file that the user
-    has named, a link to wherever it may be. Raises CheckpointError for a link that leads elsewhere:
-    an export gives away what it takes along.
+    snapshot in the cache of Hugging Face, in the blobs of its repository. given: a file that the
+    user has named, a link to wherever it may be. Raises CheckpointError for a link that leads
+    elsewhere: an export gives away what it takes along.
     """
     roots = _roots(folder)
     names = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -77,8 +77,8 @@ def carried_files(folder: Path, patterns: tuple[str, ...], given: Path | None = 
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where the files of a checkpoint may lie: a snapshot, models--OWNER--NAME/snapshots/COMMIT, has
-    links to files in models--OWNER--NAME/blobs."""
+    """Where the files of a checkpoint may lie: in its folder, and, for a snapshot in Hugging Face's
+    cache, models--OWNER--NAME/snapshots/COMMIT, in models--OWNER--NAME/blobs."""
     folder = folder.resolve()
     repository = folder.parent.parent
     snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
