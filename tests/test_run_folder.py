@@ -137,6 +137,7 @@ def test_old_weights_stay_until_there_are_new_ones(
     (wanted / "weights").mkdir()  # not a whole checkpoint: takes no one's place
     with RunFolder(wanted, overwrite=True) as folder:
         folder.begin("steps: 3")
+        assert (wanted / PREVIOUS / "config.json").read_text() == "old"
         checkpoint(folder.weights(), "new")
         assert folder.saved(keep_previous=True) == "" and folder.previous_weights()
         assert folder.saved(keep_previous=False) == "" and not folder.previous_weights()
