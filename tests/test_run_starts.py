@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,8 +42,8 @@ def run(
     torch.set_num_threads(1)  # tests may run beside others: more threads would wait for each other
     (tmp_path / "text.txt").write_text("the cat sat on the mat, then on the hat\n" * 500)
 
-    def run(*arguments: str) -> None:
-        tiny = ("--config", TINY, "--mesh.expert", "1", "--run.steps", "1")
+    def run(*arguments: str, config_file: str = TINY) -> None:
+        tiny = ("--config", config_file, "--mesh.expert", "1", "--run.steps", "1")
         config, namespace = parse(parser, [*tiny, "--data.path", "text.txt", *arguments])
         validate(config, 1)
         stop: Any = SimpleNamespace(asked=False, reached=lambda: None)
@@ -100,8 +101,8 @@ def test_what_cannot_start_leaves_no_folder_and_replaces_nothing(
         needed = (Path("runs/tiny/weights") / SHARD).stat().st_size / 1000
         assert "12.3 kB left" in said and "run.dir" in said, said
         assert float(said.split("needs ")[1].split(" kB")[0]) == pytest.approx(needed, rel=0.1)
-    config = ("--config", "runs/tiny/mine.yaml", "--mesh.expert", "1")
-    assert "--config is runs/tiny/mine.yaml" in refused(run, ConfigError, *again, *config)
+    own = functools.partial(run, config_file="runs/tiny/mine.yaml")
+    assert "--config is runs/tiny/mine.yaml" in refused(own, ConfigError, *again)
     assert tree(tmp_path) == before
 
 
