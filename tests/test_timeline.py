@@ -231,6 +231,6 @@ def test_the_collector_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_an_empty_path_is_no_error(name: str) -> None:
     schedule = generate(name, 2, 4)
-    empty = Timeline(schedule, (), 0.0, (0.0, 0.0), (0.0, 0.0))
+    empty = Timeline(schedule, ())
     assert empty.critical_path == ()
     assert empty.idle_by_cause == (Idle(0, 0, 0, 0),) * 2

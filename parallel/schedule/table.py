@@ -63,6 +63,11 @@ def actions(item: Item) -> tuple[Action, ...]:
     return (item.forward, item.backward) if isinstance(item, Overlap) else (item,)
 
 
+def at(rank: int, position: int, what: Item | str) -> str:
+    """Where something is in a table, for the lines that name it."""
+    return f"rank {rank}, position {position}: {what}"
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The table of one training step.

@@ -55,21 +55,10 @@ def read_timeline(path: Path | str) -> Timeline:
         raise ScheduleError(f"{where}: name must be a text and spans a list")
     schedule = table_of_rows(values["schedule"], name, f"{where}, schedule")
     try:
-        report = check(schedule)
+        check(schedule)
     except ScheduleError as error:
         raise ScheduleError(f"{where}, schedule: {error}") from None
-    spans = _spans(rows, schedule, where)
-    makespan = max(span.end for span in spans)
-    busy = [0.0] * schedule.ranks
-    for span in spans:
-        busy[span.rank] += span.end - span.begin
-    return Timeline(
-        schedule=schedule,
-        spans=spans,
-        makespan=makespan,
-        idle=tuple(makespan - time for time in busy),
-        peak_in_flight=report.peak_in_flight,
-    )
+    return Timeline(schedule, _spans(rows, schedule, where))
 
 
 def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ...]:
