@@ -168,5 +168,5 @@ def test_refuses() -> None:
         with pytest.raises(ScheduleError) as refused:
             search(PAIRED, 4, 8, moves=1, **wrong)
         assert str(refused.value) == line
-    with pytest.raises(ScheduleError, match="micro_batches >= 1, got 0"):
+    with pytest.raises(ScheduleError, match="micro-batches >= 1, got 0"):
         search(PAIRED, 4, 0, moves=1)

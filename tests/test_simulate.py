@@ -129,7 +129,7 @@ def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     )
     printed = capsys.readouterr()
     assert "1f1b" in printed.out and "gpipe" in printed.out
-    assert "left out: dualpipe needs an even mesh.pipeline" in printed.err
+    assert "left out: dualpipe needs ranks to be even" in printed.err
 
 
 def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from parallel.schedule.table import Action, Program, Schedule, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Action, Program, Schedule
 
 
 def one_f_one_b(ranks: int, micro_batches: int) -> Schedule:

@@ -7,7 +7,8 @@ backwards begin early, and all ranks hold equally many activations.
 from __future__ import annotations
 
 from parallel.schedule.generators.writer import Place, Writer
-from parallel.schedule.table import Program, Schedule, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Program, Schedule
 
 
 def zbv(ranks: int, micro_batches: int) -> Schedule:

@@ -8,7 +8,8 @@ as many micro-batches as it has begun fewer, so that every rank holds equally ma
 from __future__ import annotations
 
 from parallel.schedule.generators.writer import Writer
-from parallel.schedule.table import Program, Schedule, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Program, Schedule
 
 
 def zb_h1(ranks: int, micro_batches: int) -> Schedule:

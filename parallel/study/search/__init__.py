@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from parallel.schedule.check import check
 from parallel.schedule.cycle_collector import collector_paused
-from parallel.schedule.table import Schedule, ScheduleError, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Schedule, ScheduleError
 from parallel.study.costs import CostModel
 from parallel.study.search.anneal import Annealing, Budget, Progress
 from parallel.study.search.bound import lower_bound
