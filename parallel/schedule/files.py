@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from parallel.errors import TandemError
@@ -51,6 +52,20 @@ def require_writable(path: Path | str) -> None:
     except OSError as error:
         reason = "no process reads from it" if error.errno == errno.ENXIO else error.strerror
         raise ScheduleError(f"{path} cannot be written: {reason}") from None
+
+
+def require_outputs(files: Mapping[str, Path], outputs: Collection[str]) -> None:
+    """Raise ScheduleError unless each of `outputs` can be written and is no other file too.
+
+    files: those read and those to be written, by the option that names them.
+    """
+    taken: dict[Path, str] = {}
+    for option, path in files.items():
+        other = taken.setdefault(path.resolve(), option)
+        if option in outputs:
+            if other != option:
+                raise ScheduleError(f"{other} and {option} are one file: {path}")
+            require_writable(path)
 
 
 def write_file(path: Path | str, content: str | bytes) -> None:

@@ -6,6 +6,11 @@
 An item is a kind (F, B, I or W) with its flow, stage and micro-batch, or an overlapped pair FB with
 those of its forward and of its backward. Placement and the number of micro-batches follow from the
 rows. Reading proves the form only; `check` proves that the table can be run.
+
+A key "messages" may have what the lowering adds: for every message [kind, flow, stage, micro_batch,
+source, destination, sent_after, posted_before, used_by], where the last three are positions in the
+programs of the source, the destination and the destination. It is for other programs; a reader
+only makes sure that it is right.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Any
 
 from parallel.schedule.cycle_collector import collector_paused
 from parallel.schedule.files import read_text, write_file
-from parallel.schedule.lower import KINDS
+from parallel.schedule.lower import KINDS, lower
 from parallel.schedule.settings import SettingError, require_counts
 from parallel.schedule.shown import printable, shown
 from parallel.schedule.table import (
@@ -31,10 +36,15 @@ from parallel.schedule.table import (
     at,
 )
 
+MESSAGES = "messages"
 
-def write_table(schedule: Schedule, path: Path | str) -> None:
-    """Write a training schedule as a file that `read_table` gives back, one line per rank."""
-    write_file(path, table_text(schedule.rows()))
+
+def write_table(schedule: Schedule, path: Path | str, lowered: bool = False) -> None:
+    """Write a training schedule as a file that `read_table` gives back, one line per rank.
+
+    lowered: with its messages.
+    """
+    write_file(path, table_text(schedule.rows(), _message_rows(schedule) if lowered else None))
 
 
 @collector_paused()
@@ -45,12 +55,39 @@ def read_table(path: Path | str) -> Schedule:
     for anything that is not such a table.
     """
     where = f"schedule file {path}"
-    return table_of_rows(read_json(path, where), printable(Path(path).stem), where)
+    rows = read_json(path, where)
+    messages = rows.pop(MESSAGES, None) if isinstance(rows, dict) else None
+    schedule = table_of_rows(rows, printable(Path(path).stem), where)
+    if messages is not None and messages != _message_rows(schedule):
+        raise ScheduleError(
+            f'{where}: its "{MESSAGES}" are not those that its items need: leave them out, for '
+            "they follow from the items"
+        )
+    return schedule
 
 
-def table_text(rows: dict[str, list[list[object]]]) -> str:
-    """`rows` as JSON, one line per rank."""
-    lines = (f"{json.dumps(rank)}: {json.dumps(program)}" for rank, program in rows.items())
+def _message_rows(schedule: Schedule) -> list[list[object]]:
+    """Every message, rank by rank in the order sent, with the positions of the item it is sent
+    after, the item its receive is posted before, and the item that uses it."""
+    programs = lower(schedule).programs
+    steps = [(position, step) for program in programs for position, step in enumerate(program)]
+    posted = {message: position for position, step in steps for message in step.receives}
+    used = {message: position for position, step in steps for message in step.waits}
+    return [
+        [*message, position, posted[message], used[message]]
+        for position, step in steps
+        for message in step.sends
+    ]
+
+
+def table_text(
+    rows: dict[str, list[list[object]]], messages: list[list[object]] | None = None
+) -> str:
+    """`rows` as JSON, one line per rank, and one line per message."""
+    lines = [f"{json.dumps(rank)}: {json.dumps(program)}" for rank, program in rows.items()]
+    if messages is not None:
+        each = ",\n  ".join(json.dumps(message) for message in messages)
+        lines.append(f'"{MESSAGES}": [\n  {each}]')
     return "{" + ",\n ".join(lines) + "}\n"
 
 

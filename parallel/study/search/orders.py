@@ -14,6 +14,7 @@ from parallel.study.search.words import (
     INPUT,
     LETTERS,
     PAIR,
+    SEARCHED,
     Word,
     stage_of,
     v_placement,
@@ -74,7 +75,7 @@ class Orders:
 
     def __init__(self, costs: CostModel, ranks: int, micro_batches: int, cap: int) -> None:
         self.ranks, self.micro_batches, self.cap = ranks, micro_batches, cap
-        empty = Schedule("searched", ranks, micro_batches, v_placement(ranks), ((),) * ranks)
+        empty = Schedule(SEARCHED, ranks, micro_batches, v_placement(ranks), ((),) * ranks)
         self.costs = Costs(costs, empty)
         self.hop, self.transmission = costs.hop, costs.transmission
         optimizer = self.costs.optimizer

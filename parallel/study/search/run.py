@@ -13,7 +13,7 @@ from math import inf
 
 from parallel.schedule.table import Schedule
 from parallel.study.search.orders import TIE, Line, Orders
-from parallel.study.search.words import INPUT, PAIR, program_of, v_placement
+from parallel.study.search.words import INPUT, PAIR, SEARCHED, program_of, v_placement
 
 
 class Run:
@@ -161,7 +161,7 @@ class Run:
             program_of(self.lines[rank].word, self.filled[rank], whole[rank], rank, ranks)
             for rank in range(ranks)
         )
-        return Schedule("searched", ranks, micro_batches, v_placement(ranks), programs)
+        return Schedule(SEARCHED, ranks, micro_batches, v_placement(ranks), programs)
 
     def _whole(self) -> list[set[int]]:
         """By rank, the positions of I that are one B with the W after them, and nobody waits."""

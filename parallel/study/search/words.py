@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from parallel.schedule.table import Action, Item, Overlap, Program, Schedule
 
+SEARCHED = "searched"  # the name of a table that has been found
 # F0 F1 I0 I1, then the pairs F0&B0 F0&B1 F1&B0 F1&B1.
 FORWARD, INPUT, PAIR, LETTERS = 0, 2, 4, 8
 FORWARD_PHASE = (0, 1, -1, -1, 0, 0, 1, 1)
