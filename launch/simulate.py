@@ -242,7 +242,7 @@ def _print(simulated: Simulated, measured: Timeline | None, as_json: bool) -> No
         console.print(f"{first.ranks} ranks, {first.micro_batches} micro-batches")
         console.print(table(timelines))
         for timeline in explained:
-            console.print(critical_path_line(timeline), soft_wrap=True, markup=False)
+            console.print(critical_path_line(timeline), soft_wrap=True, markup=False, emoji=False)
 
 
 if __name__ == "__main__":
