@@ -119,7 +119,7 @@ def _parser() -> CommandParser:
     from trainer.io.command_parser import CommandParser
 
     parser = CommandParser("simulate", __doc__, EXAMPLES)
-    cost, count = types.number("a cost", 0, MOST), types.whole_number(1)
+    cost, count = types.number(0, MOST), types.whole_number(1)
     which = parser.add_mutually_exclusive_group()
     name, names = types.name_of("schedule", NAMES), f"{', '.join(NAMES)} ({DEFAULT})"
     which.add_argument("--schedule", type=name, metavar="NAME", help=names)
@@ -145,11 +145,11 @@ def _parser() -> CommandParser:
     add("--lowered", action="store_true", help=lowered)
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add_search = parser.add_argument_group("--schedule searched").add_argument
-    seconds = types.number("a time", 0)
+    seconds = types.number(0)
     add_search("--search-seconds", type=seconds, metavar="S", help="how long to search (20)")
     moves = "stop after this many moves instead, which always gives the same table"
     add_search("--search-moves", type=types.whole_number(0), metavar="N", help=moves)
-    cap, memory = "activations that a rank holds at most (P + 1/2)", types.number("a cap", 0, MOST)
+    cap, memory = "activations that a rank holds at most (P + 1/2)", types.number(0, MOST)
     add_search("--memory-cap", type=memory, metavar="A", help=cap)
     add_search("--seed", type=types.whole_number(0), metavar="N", help="of the random moves (0)")
     return parser

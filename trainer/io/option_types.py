@@ -26,8 +26,8 @@ def whole_number(least: int, most: int = 2**31) -> Callable[[str], int]:
     return parse
 
 
-def number(what: str, least: float, most: float = inf) -> Callable[[str], float]:
-    """A type for numbers from `least` to `most`; `what` begins the line that refuses others."""
+def number(least: float, most: float = inf) -> Callable[[str], float]:
+    """A type for finite numbers from `least` to `most`."""
 
     def parse(text: str) -> float:
         try:
@@ -36,7 +36,7 @@ def number(what: str, least: float, most: float = inf) -> Callable[[str], float]
             value = -inf
         if not least <= value <= most or value == inf:
             range_ = f"from {least:g} up" if most == inf else f"from {least:g} to {most:g}"
-            raise argparse.ArgumentTypeError(f"{what} is a number {range_}, not {shown(text)}")
+            raise argparse.ArgumentTypeError(f"must be a number {range_}, not {shown(text)}")
         return value
 
     return parse
