@@ -33,7 +33,7 @@ examples:
   python launch/simulate.py --schedule-file found.json --hop 0.05 --trace found_trace.json
 
 Search for a table, and train with it (docs/schedules.md has more):
-  python launch/simulate.py --schedule searched --ranks 2 --micro-batches 8 --pair-factor 0.85 \\
+  python launch/simulate.py --schedule searched --ranks 2 --micro-batches 4 --pair-factor 0.85 \\
       --table found.json
   torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml \\
       --pipeline.schedule_file found.json
