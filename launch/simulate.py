@@ -35,8 +35,7 @@ examples:
 Search for a table, and train with it (docs/schedules.md has more):
   python launch/simulate.py --schedule searched --ranks 2 --micro-batches 4 --pair-factor 0.85 \\
       --table found.json
-  torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml \\
-      --pipeline.schedule_file found.json
+  python launch/train.py --config configs/cpu_4proc.yaml --pipeline.schedule_file found.json
 
 Costs are in any one unit. Those of F, I and W are for a full stage, one P-th of the model for P
 ranks; DualPipeV's stages are half as large and cost half. Peaks are in full-stage activations.
