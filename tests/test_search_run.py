@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from parallel.schedule.check import check
 from parallel.schedule.generators import generate
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Action, Item
 from parallel.study.costs import CostModel
 from parallel.study.search.bound import lower_bound
@@ -18,7 +19,7 @@ from parallel.study.search.moves import propose
 from parallel.study.search.orders import Line, Orders
 from parallel.study.search.run import Run
 from parallel.study.search.starts import begin, run_of
-from parallel.study.search.words import v_placement, words_of
+from parallel.study.search.words import words_of
 from parallel.study.simulate import simulate
 from tests.test_search import COSTS, PAIRED
 

@@ -67,6 +67,9 @@ class CostModel:
         return self.message_bytes / self.bandwidth
 
 
+NOTHING = CostModel(forward=0.0, input_grad=0.0, weight_grad=0.0)
+
+
 class Costs:
     """A cost model made out for one schedule.
 

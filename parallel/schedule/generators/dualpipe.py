@@ -10,7 +10,7 @@ rank r.
 from __future__ import annotations
 
 from parallel.schedule.generators.eight_steps import program
-from parallel.schedule.generators.writer import Place
+from parallel.schedule.generators.placements import one_stage_each, v_placement
 from parallel.schedule.settings import Setting, SettingError, require_counts
 from parallel.schedule.table import Schedule
 
@@ -42,7 +42,7 @@ def dualpipe(ranks: int, micro_batches: int) -> Schedule:
             programs.append(program(half, rank, micro_batches // 2, places))
         else:
             programs.append(program(half, ranks - 1 - rank, micro_batches // 2, places[::-1]))
-    placement = {(0, rank): rank for rank in range(ranks)}
+    placement = one_stage_each(ranks)
     placement |= {(1, ranks - 1 - rank): rank for rank in range(ranks)}
     return Schedule("dualpipe", ranks, micro_batches, placement, tuple(programs))
 
@@ -56,12 +56,10 @@ def dualpipev(ranks: int, micro_batches: int) -> Schedule:
     require_counts("dualpipev", ranks, micro_batches)
     _require_twice_the_ranks("dualpipev", ranks, micro_batches)
     programs = []
-    placement: dict[Place, int] = {}
     for rank in range(ranks):
         places = ((0, rank), (0, 2 * ranks - 1 - rank))
         programs.append(program(ranks, rank, micro_batches, places))
-        placement |= dict.fromkeys(places, rank)
-    return Schedule("dualpipev", ranks, micro_batches, placement, tuple(programs))
+    return Schedule("dualpipev", ranks, micro_batches, v_placement(ranks), tuple(programs))
 
 
 def _require_twice_the_ranks(name: str, ranks: int, micro_batches: int) -> None:

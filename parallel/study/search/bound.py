@@ -34,9 +34,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Action, Kind, Schedule
 from parallel.study.costs import CostModel, Costs
-from parallel.study.search.words import SEARCHED, v_placement
+from parallel.study.search.words import SEARCHED
 
 
 def lower_bound(costs: CostModel, ranks: int, micro_batches: int, cap: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Action, Kind, Overlap, Schedule
 from parallel.study.costs import CostModel, Costs
 from parallel.study.search.words import (
@@ -17,7 +18,6 @@ from parallel.study.search.words import (
     SEARCHED,
     Word,
     stage_of,
-    v_placement,
 )
 
 TIE = 1e-9  # times closer than this are one

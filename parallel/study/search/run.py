@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from math import inf
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Schedule
 from parallel.study.search.orders import TIE, Line, Orders
-from parallel.study.search.words import INPUT, PAIR, SEARCHED, program_of, v_placement
+from parallel.study.search.words import INPUT, PAIR, SEARCHED, program_of
 
 
 class Run:

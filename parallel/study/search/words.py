@@ -25,11 +25,6 @@ BACKWARD_PHASE = (-1, -1, 0, 1, 0, 1, 0, 1)
 Word: TypeAlias = list[int]
 
 
-def v_placement(ranks: int) -> dict[tuple[int, int], int]:
-    """Rank r holds stages r and 2 x ranks - 1 - r of one flow."""
-    return {(0, stage): min(stage, 2 * ranks - 1 - stage) for stage in range(2 * ranks)}
-
-
 def stage_of(rank: int, phase: int, ranks: int) -> int:
     """The stage that is this phase of a rank."""
     return 2 * ranks - 1 - rank if phase else rank
