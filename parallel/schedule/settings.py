@@ -12,8 +12,7 @@ from enum import Enum
 from parallel.schedule.table import ScheduleError
 
 MOST_RANKS = 4096
-# Of ranks x micro-batches: a table of up to 1.6 million actions, which takes about a minute to check
-# and simulate.
+# Of ranks x micro-batches: up to 1.6 million actions, about a minute to check and simulate.
 MOST_CELLS = 2**18
 
 
