@@ -139,6 +139,17 @@ def test_the_command_says_what_it_cannot_run_in_one_line(
     assert printed.err.startswith("truth: ") and printed.err.count("\n") == 1 and not printed.out
 
 
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("parallel.pipeline.truth.measure.measure", interrupted)
+    assert in_process("truth.py", "--ranks", 2, "--micro-batches", 4) == 130
+    assert capsys.readouterr().err == "truth: stopped by Ctrl-C\n"
+
+
 def test_the_command_measures_and_compares() -> None:
     """One schedule of two ranks, ours and torch's."""
     sizes = ("--ranks", "2", "--micro-batches", "4", "--stage", "20", "--repeats", "1")
