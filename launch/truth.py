@@ -8,20 +8,18 @@ of torch.distributed.pipelining on the same sleeping stages.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import signal
 import sys
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from trainer.io.command_end import run_command
 
-from parallel.pipeline.truth.results import IN_TORCH, Comparison, Truth, TruthTest
-from parallel.schedule.generators import GENERATORS, generate
-from parallel.schedule.table import ScheduleError
-from parallel.study.costs import CostModel, Costs, read_costs
-from trainer.io.command_parser import CommandParser
+# All else is imported by the functions that need it, so that Ctrl-C ends in one line at any time.
+if TYPE_CHECKING:
+    from parallel.pipeline.truth.results import Comparison, Truth, TruthTest
+    from parallel.study.costs import CostModel
+    from trainer.io.command_parser import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -32,56 +30,81 @@ examples:
   python launch/truth.py --schedules none --torch
   sudo python launch/truth.py --torch --real-time      # on a machine that does other work too
 
-A run takes from one common moment until the last rank's executor has returned; of --repeats runs
+A run is timed from one common start until the last rank's executor has returned; of --repeats runs
 the best counts. "in items" is what items took beyond their cost, "in messages" what was lost
 between them, both as a part of the simulated makespan. docs/truth.md has more.
-Exit code: 0, 1 if a schedule is off by more than --within, 2 for what cannot be run.
+Exit code: 0; 1 if a schedule is off by more than --within; 2 for what cannot be run; 130 after
+Ctrl-C.
 """
+STAGE, PAIR_FACTOR, WITHIN = 60.0, 1.0, 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        test = _test(options)
-    except (ScheduleError, OSError) as error:
-        print(f"truth: {error}", file=sys.stderr)
-        return 2
+    return run_command("truth", lambda: _measure(arguments))
+
+
+def _measure(arguments: list[str] | None) -> int:
+    options = _parse(arguments)
+    test = _test(options)
     from parallel.pipeline.truth.measure import measure  # imports torch
 
-    try:
-        found, beside = measure(test)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    if options.json:
-        print(json.dumps(_as_json(found, beside), indent=2))
-    else:
-        console = Console()
-        if found:
-            console.print(_truth_table(found, options))
-        if beside:
-            console.print(_torch_table(beside, options))
-    off = [truth.name for truth in found if abs(truth.ratio - 1) > options.within / 100]
+    found, beside = measure(test)
+    within = WITHIN if options.within is None else options.within
+    _print(found, beside, options, within)
+    off = [truth.name for truth in found if abs(truth.ratio - 1) > within / 100]
     if off:
-        print(f"truth: off by more than {options.within:g} %: {', '.join(off)}", file=sys.stderr)
+        print(f"truth: off by more than {within:g} %: {', '.join(off)}", file=sys.stderr)
     return 1 if off else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    from parallel.pipeline.truth.choice import in_torch
+    from parallel.pipeline.truth.results import IN_TORCH
+
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.costs:
+        parser.refuse(options, ["--stage", "--pair-factor"], "beside --costs")
+    if not options.schedules:
+        parser.refuse(options, ["--within"], "with --schedules none")
+        if not options.torch:
+            parser.error("--schedules none without --torch leaves nothing to run")
+    if options.torch and "all" not in options.schedules and not in_torch(options.schedules):
+        names = ", ".join(IN_TORCH)
+        parser.error(f"--torch compares {names}: name one of them in --schedules, or none")
+    if options.real_time and os.geteuid() != 0:
+        parser.error("--real-time needs root")
+    return options
+
+
+def _parser() -> CommandParser:
+    from parallel.pipeline.truth.choice import MOST_RANKS
+    from parallel.schedule.generators import GENERATORS
+    from parallel.study.costs import MOST
+    from trainer.io import option_types as types
+    from trainer.io.command_parser import CommandParser
+
     parser = CommandParser("truth", __doc__, EXAMPLES)
+    above_zero, names = types.number(1 / MOST, MOST), ["all", *GENERATORS]
+    schedules = types.names_of("schedule", names, {"none": []})
     add = parser.add_argument
-    add("--schedules", default="all", metavar="NAMES", help="all, none, or names with commas (all)")
-    add("--ranks", type=int, default=8, metavar="P", help="pipeline ranks, a process each (8)")
-    add("--micro-batches", type=int, default=16, metavar="M", help="of all flows together (16)")
+    which = "all, none, or names separated by commas (all)"
+    add("--schedules", type=schedules, default=["all"], metavar="NAMES", help=which)
+    ranks = types.whole_number(1, MOST_RANKS)
+    add("--ranks", type=ranks, default=8, metavar="P", help="pipeline ranks, a process each (8)")
+    count = types.whole_number(1)
+    add("--micro-batches", type=count, default=16, metavar="M", help="of all flows together (16)")
     stage = "milliseconds of F, of I and of W of a full stage, one P-th of the model (60)"
-    add("--stage", type=_above_zero, default=60.0, metavar="MS", help=stage)
+    add("--stage", type=above_zero, metavar="MS", help=stage)
     factor = "cost of an overlapped pair over the sum of its parts (1)"
-    add("--pair-factor", type=_above_zero, default=1.0, metavar="K", help=factor)
-    costs = "times by stage from a YAML file, in seconds, in place of --stage and --pair-factor"
+    add("--pair-factor", type=above_zero, metavar="K", help=factor)
+    costs = "YAML file with F, I, W and pair_factor in seconds, by stage; other keys are not used"
     add("--costs", metavar="FILE", help=costs)
-    add("--repeats", type=_count, default=3, metavar="N", help="runs of each, the best counts (3)")
+    repeats = types.whole_number(1, 1000)
+    add("--repeats", type=repeats, default=3, metavar="N", help="runs of each, the best counts (3)")
     within = "how far the best run may be from the simulation (3)"
-    add("--within", type=_above_zero, default=3.0, metavar="PERCENT", help=within)
+    add("--within", type=above_zero, metavar="PERCENT", help=within)
     beside = "compare with torch.distributed.pipelining; always with a pair factor of 1"
     add("--torch", action="store_true", help=beside)
     real_time = "run before all ordinary processes of the machine; needs root"
@@ -90,125 +113,77 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
-
-
 def _test(options: argparse.Namespace) -> TruthTest:
-    if options.real_time and os.geteuid() != 0:
-        raise ScheduleError("--real-time needs root")
-    costs = _costs(options)
-    given = options.schedules
-    names = list(GENERATORS) if given == "all" else [] if given == "none" else given.split(",")
-    with_torch = [n for n in names or IN_TORCH if n in IN_TORCH] if options.torch else []
-    if not names and not with_torch:
-        raise ScheduleError("--schedules none without --torch leaves nothing to run")
-    for name in dict.fromkeys([*names, *with_torch]):
-        try:
-            Costs(costs, generate(name, options.ranks, options.micro_batches))
-        except ScheduleError as error:
-            if given != "all":
-                raise
-            print(f"truth: left out: {name}: {error}", file=sys.stderr)
-            names = [n for n in names if n != name]
-            with_torch = [n for n in with_torch if n != name]
-    return TruthTest(
+    """What to measure; says on stderr what is left out of all schedules."""
+    from parallel.pipeline.truth.choice import chosen, chosen_of_all, in_torch
+    from parallel.pipeline.truth.results import TruthTest
+    from parallel.schedule.generators import GENERATORS
+    from parallel.schedule.settings import Setting, SettingError
+    from parallel.schedule.table import ScheduleError
+
+    def line(error: ScheduleError) -> str:
+        return error.worded(words) if isinstance(error, SettingError) else str(error)
+
+    words = {
+        Setting.SCHEDULE: "--schedules",
+        Setting.RANKS: "--ranks",
+        Setting.MICRO_BATCHES: "--micro-batches",
+    }
+    everything = "all" in options.schedules
+    names = [] if everything else options.schedules
+    test = TruthTest(
         names=tuple(names),
-        with_torch=tuple(with_torch),
+        with_torch=in_torch(names) if options.torch else (),
         ranks=options.ranks,
         micro_batches=options.micro_batches,
-        costs=costs,
+        costs=_costs(options),
         repeats=options.repeats,
         real_time=options.real_time,
     )
+    try:
+        if not everything:
+            return chosen(test)
+        test, left_out = chosen_of_all(test, tuple(GENERATORS))
+    except SettingError as error:
+        raise ScheduleError(line(error)) from None
+    for name, reason in left_out.items():
+        print(f"truth: left out: {name}: {line(reason).removeprefix(name + ' ')}", file=sys.stderr)
+    return test
 
 
 def _costs(options: argparse.Namespace) -> CostModel:
     """Of what a stage does; nothing else is simulated, as nothing else sleeps."""
+    from parallel.study.costs import CostModel, read_costs
+
     if options.costs is None:
-        seconds = options.stage / 1000
-        return CostModel(seconds, seconds, seconds, options.pair_factor)
+        seconds = (STAGE if options.stage is None else options.stage) / 1000
+        factor = PAIR_FACTOR if options.pair_factor is None else options.pair_factor
+        return CostModel(seconds, seconds, seconds, factor)
     read = read_costs(options.costs)
     return CostModel(read.forward, read.input_grad, read.weight_grad, read.pair_factor)
 
 
-def _as_json(truths: list[Truth], comparisons: list[Comparison]) -> dict[str, object]:
-    return {
-        "truth": {
-            truth.name: {**_fields(truth), "ratio": truth.ratio, "median_ratio": truth.median_ratio}
-            for truth in truths
-        },
-        "torch": {comparison.name: _fields(comparison) for comparison in comparisons},
-    }
+def _print(
+    found: list[Truth], beside: list[Comparison], options: argparse.Namespace, within: float
+) -> None:
+    from rich.console import Console
 
+    from parallel.pipeline.truth.report import as_json, torch_table, truth_table
+    from parallel.schedule.shown import printable
 
-def _fields(result: Truth | Comparison) -> dict[str, object]:
-    return {key: value for key, value in dataclasses.asdict(result).items() if key != "name"}
-
-
-def _truth_table(truths: list[Truth], options: argparse.Namespace) -> Table:
-    table = Table(title=f"executor and simulation: {_title(options)}{_factor(options)}")
-    table.add_column("schedule")
-    for column in ("simulated s", "best s", "ratio", "median", "in items", "in messages"):
-        table.add_column(column, justify="right")
-    for truth in truths:
-        off = abs(truth.ratio - 1) > options.within / 100
-        table.add_row(
-            truth.name,
-            f"{truth.simulated:.3f}",
-            f"{min(truth.measured):.3f}",
-            f"{truth.ratio:.4f}{' !' * off}",
-            f"{truth.median_ratio:.4f}",
-            f"{100 * truth.in_items:+.1f} %",
-            f"{100 * truth.in_messages:+.1f} %",
-        )
-    return table
-
-
-def _torch_table(comparisons: list[Comparison], options: argparse.Namespace) -> Table:
-    table = Table(title=f"executor and torch.distributed.pipelining: {_title(options)}, k 1")
-    table.add_column("schedule")
-    for column in (
-        "simulated s",
-        "torch s",
-        "gradient last s",
-        "gradient first s",
-        "first / simulated",
-    ):
-        table.add_column(column, justify="right")
-    for c in comparisons:
-        torch, ours, first = min(c.torch), min(c.ours), min(c.gradients_first)
-        table.add_row(
-            c.name,
-            f"{c.simulated:.3f}",
-            f"{torch:.3f}",
-            f"{ours:.3f} ({100 * (ours / torch - 1):+.1f} %)",
-            f"{first:.3f} ({100 * (first / torch - 1):+.1f} %)",
-            f"{first / c.simulated_gradients_first:.4f}",
-        )
-    table.caption = "best of the repeats; in brackets ours against torch"
-    return table
-
-
-def _title(options: argparse.Namespace) -> str:
-    stage = options.costs or f"{options.stage:g} ms for F, I and W"
-    return f"{options.ranks} ranks, {options.micro_batches} micro-batches, {stage}"
-
-
-def _factor(options: argparse.Namespace) -> str:
-    return "" if options.costs else f", k {options.pair_factor:g}"
+    if options.json:
+        print(json.dumps(as_json(found, beside), indent=2))
+        return
+    stage = STAGE if options.stage is None else options.stage
+    costs = printable(options.costs) if options.costs else f"{stage:g} ms for F, I and W"
+    title = f"{options.ranks} ranks, {options.micro_batches} micro-batches, {costs}"
+    factor = PAIR_FACTOR if options.pair_factor is None else options.pair_factor
+    console = Console()
+    if found:
+        by_costs = title if options.costs else f"{title}, k {factor:g}"
+        console.print(truth_table(found, by_costs, within))
+    if beside:
+        console.print(torch_table(beside, f"{title}, k 1"))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.yaml")
+
+
+def in_process(script: str, *arguments: object) -> int:
+    """The exit code of a script's main, called here."""
+    main = runpy.run_path(str(ROOT / "launch" / script))["main"]
+    try:
+        code: int = main(list(map(str, arguments)))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return code
+
+
+def simulate_command(*arguments: object) -> int:
+    return in_process("simulate.py", *arguments)
 
 
 def start(

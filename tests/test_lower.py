@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.schedule.check import check, check_lowered
+from parallel.schedule.check import check
+from parallel.schedule.check_messages import check_lowered
 from parallel.schedule.generators import forward_only, generate
 from parallel.schedule.lower import Lowered, inputs, lower, received, sent
 from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError, actions

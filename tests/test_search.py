@@ -6,13 +6,13 @@ import pytest
 
 from parallel.schedule.check import check
 from parallel.schedule.generators import GENERATORS, generate
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Overlap, Schedule, ScheduleError, actions
 from parallel.study.costs import CostModel
 from parallel.study.search import Found, Progress, search
 from parallel.study.search.bound import lower_bound
 from parallel.study.search.orders import Orders
 from parallel.study.search.starts import begin
-from parallel.study.search.words import v_placement
 from parallel.study.simulate import simulate
 
 PAIRED = CostModel(pair_factor=0.85)
@@ -168,5 +168,5 @@ def test_refuses() -> None:
         with pytest.raises(ScheduleError) as refused:
             search(PAIRED, 4, 8, moves=1, **wrong)
         assert str(refused.value) == line
-    with pytest.raises(ScheduleError, match="micro_batches >= 1, got 0"):
+    with pytest.raises(ScheduleError, match="micro-batches >= 1, got 0"):
         search(PAIRED, 4, 0, moves=1)

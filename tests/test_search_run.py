@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from parallel.schedule.check import check
 from parallel.schedule.generators import generate
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Action, Item
 from parallel.study.costs import CostModel
 from parallel.study.search.bound import lower_bound
@@ -18,7 +19,7 @@ from parallel.study.search.moves import propose
 from parallel.study.search.orders import Line, Orders
 from parallel.study.search.run import Run
 from parallel.study.search.starts import begin, run_of
-from parallel.study.search.words import v_placement, words_of
+from parallel.study.search.words import words_of
 from parallel.study.simulate import simulate
 from tests.test_search import COSTS, PAIRED
 
@@ -86,7 +87,7 @@ def test_evaluation_is_the_simulation(
     timeline = simulate(schedule, costs)
     assert max(run.finish()) == pytest.approx(timeline.makespan)
     for ends, line, spans in zip(run.ends, run.lines, timeline.by_rank):
-        begins = [end - op[0] for end, op in zip(ends, line.ops)]
+        begins = [end - op.duration for end, op in zip(ends, line.ops)]
         assert begins == pytest.approx([s.begin for s in spans if not is_weights(s.item)])
     # and the table is one, whatever the changes were
     assert max(check(schedule).peak_in_flight) <= orders.cap / 2
@@ -119,10 +120,10 @@ def test_critical_path_has_no_gaps(costs: CostModel, random: Random) -> None:
     run = scrambled(start_of(Orders(costs, 4, 8, 9), "zbv"), 20, random)
     path = run.critical()
     rank, position = path[-1]
-    begin = run.ends[rank][position] - run.lines[rank].ops[position][0]
+    begin = run.ends[rank][position] - run.lines[rank].ops[position].duration
     assert begin == pytest.approx(0.0, abs=1e-9)
     for (rank, position), (other, before) in pairwise(path):
-        begin = run.ends[rank][position] - run.lines[rank].ops[position][0]
+        begin = run.ends[rank][position] - run.lines[rank].ops[position].duration
         after = costs.hop
         if other == rank:  # and between the two, nothing but Ws
             rest, filled = run.lines[rank].rest, run.filled[rank]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from parallel.schedule.lower import inputs, lower, sent
 from parallel.schedule.table import Schedule, ScheduleError, actions
 from parallel.study.draw import save
 from parallel.study.simulate import CostModel, Timeline, simulate
-from tests.commands import ROOT
+from tests.commands import simulate_command as command
 from tests.schedule_strategies import QUICK, posted_at_use, schedules, with_program
 
 
@@ -88,10 +87,6 @@ def test_every_schedule_can_be_drawn(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "picture.svg").stat().st_size > 5_000
 
 
-def command(*arguments: str) -> int:
-    return runpy.run_path(str(ROOT / "launch" / "simulate.py"))["main"](list(arguments))
-
-
 def test_command_prints_json_and_writes_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,23 +124,4 @@ def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     )
     printed = capsys.readouterr()
     assert "1f1b" in printed.out and "gpipe" in printed.out
-    assert "left out: dualpipe needs an even mesh.pipeline" in printed.err
-
-
-def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (
-        ["--ranks", "4", "--micro-batches", "4"],
-        ["--ranks", "4", "--micro-batches", "8", "--schedule", "two-pipes"],
-        ["--ranks", "4", "--micro-batches", "8", "--compare", "two-pipes"],
-        ["--ranks", "4", "--micro-batches", "8", "--table", "/proc/no/table.json"],
-    ):
-        assert command(*arguments) == 2
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.startswith("simulate: ") and printed.err.count("\n") == 1
-    for value in ("-1", "inf", "far"):
-        with pytest.raises(SystemExit) as refused:
-            command("--ranks", "4", "--micro-batches", "8", "--hop", value)
-        assert refused.value.code == 2
-        message = f"simulate: argument --hop: a cost is a number from 0 up, not {value}\n"
-        assert capsys.readouterr().err == message
+    assert "left out: dualpipe: needs --ranks to be even, got 3" in printed.err

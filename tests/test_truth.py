@@ -25,7 +25,7 @@ from parallel.schedule.table import Action, Schedule
 from parallel.study.costs import CostModel
 from parallel.study.simulate import simulate
 from parallel.study.timeline import Span, Timeline
-from tests.commands import ROOT
+from tests.commands import ROOT, in_process
 from tests.distributed import run_world
 
 RANKS, MICRO_BATCHES = 4, 8
@@ -111,19 +111,43 @@ def test_the_input_gradient_leaves_before_weight_gradients_that_hide_nothing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--schedules", "none"], "nothing to run"),
-        (["--schedules", "dualpip"], "no schedule is called 'dualpip'"),
-        (["--schedules", "dualpipe", "--ranks", "3"], "mesh.pipeline"),
-        (["--costs", "no_such_file.yaml"], "no_such_file.yaml"),
-        (["--stage", "0"], "must be a number above 0"),
-        (["--repeats", "none"], "must be 1 or more"),
+        ("--schedules none", "nothing to run"),
+        ("--schedules dualpip", "no schedule is called 'dualpip'"),
+        ("--schedules 1f1b,,zbv", "no schedule is called ''"),
+        ("--schedules dualpipe --ranks 3", "dualpipe needs --ranks to be even"),
+        ("--schedules gpipe --torch", "--torch compares 1f1b, zbv, dualpipev"),
+        ("--schedules none --torch --within 2", "--within has no effect with --schedules none"),
+        ("--costs no_such_file.yaml", "no_such_file.yaml: No such file"),
+        ("--costs no_such_file.yaml --stage 3", "--stage has no effect beside --costs"),
+        ("--costs c.yaml --pair-factor 1", "--pair-factor has no effect beside --costs"),
+        ("--stage 0", "--stage: must be a number from 1e-15"),
+        ("--stage nan", "must be a number"),
+        ("--stage 1e9", "a step of gpipe would take"),
+        ("--repeats none", "must be a whole number of 1 or more, not 'none'"),
+        ("--repeats 1e9", "must be a whole number"),
+        ("--ranks 0", "--ranks: must be a whole number of 1 or more"),
+        ("--ranks 1000000", "--ranks: must be a whole number of at most 128"),
+        ("--micro-batches 1000000000", "--ranks x --micro-batches must be at most 262144"),
     ],
 )
-def test_the_command_says_what_it_cannot_run_in_one_line(arguments: list[str], said: str) -> None:
-    ended = _command(*arguments)
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_the_command_says_what_it_cannot_run_in_one_line(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process("truth.py", *arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.startswith("truth: ") and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("parallel.pipeline.truth.measure.measure", interrupted)
+    assert in_process("truth.py", "--ranks", 2, "--micro-batches", 4) == 130
+    assert capsys.readouterr().err == "truth: stopped by Ctrl-C\n"
 
 
 def test_the_command_measures_and_compares() -> None:

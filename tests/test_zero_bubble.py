@@ -176,8 +176,8 @@ def test_interleaved_refuses() -> None:
     with pytest.raises(ScheduleError) as refused:
         generate("interleaved", 4, 10)
     assert str(refused.value) == (
-        "interleaved needs pipeline.micro_batches to be a multiple of mesh.pipeline = 4, got 10: "
-        "set pipeline.micro_batches to 12"
+        "interleaved needs micro-batches to be a multiple of ranks = 4, got 10: "
+        "set micro-batches to 12"
     )
     with pytest.raises(ScheduleError, match="at least 1 stage a rank, got 0"):
         interleaved(2, 2, 0)

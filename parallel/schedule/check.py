@@ -1,26 +1,24 @@
 """The check: proves that a schedule table is complete, ordered and free of deadlocks.
 
 First the table: every action there exactly once and on its rank, and the program orders can all
-be followed. Then the lowered table: every channel first in first out, sends and receives matched
-one to one and in order, and no deadlock even where a send blocks until its receive is posted.
+be followed. Then the messages that the lowering adds (check_messages.py).
 Each violation is one line that names the rank, the position in its program and the action.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from parallel.schedule.check_messages import check_lowered
 from parallel.schedule.cycle_collector import collector_paused
-from parallel.schedule.lower import Channel, Lowered, Message, inputs, lower, outputs
-from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError, actions
+from parallel.schedule.follow import Walk
+from parallel.schedule.lower import Lowered, lower
+from parallel.schedule.table import Action, Overlap, Schedule, ScheduleError, actions, at
 
 # What an action computes: B and I both make the input gradient, so either fills that slot.
 Slot: TypeAlias = tuple[str, int, int, int]
-# ("posted", message) by its receiver, ("arrived", message) there.
-Event: TypeAlias = tuple[str, Message]
 SLOT_OF_KIND = {"F": "F", "B": "B or I", "I": "B or I", "W": "W"}
 
 
@@ -56,7 +54,7 @@ def check(schedule: Schedule) -> Report:
 def peak_in_flight(schedule: Schedule) -> tuple[float, ...]:
     """Most activations held at once, by rank, in full stages.
 
-    Held from the begin of F to the end of B or W; without training, to the end of F.
+    Held from the start of F to the end of B or W; without training, to the end of F.
     """
     releases = "BW" if schedule.training else "F"
     peaks = []
@@ -69,28 +67,6 @@ def peak_in_flight(schedule: Schedule) -> tuple[float, ...]:
             held -= sum(kind in releases for kind in kinds)
         peaks.append(peak * schedule.stage_share)
     return tuple(peaks)
-
-
-def check_lowered(lowered: Lowered) -> None:
-    """Check the communication of a lowered table whose schedule `check` has accepted."""
-    for rank, program in enumerate(lowered.programs):
-        for position, step in enumerate(program):
-            expected = outputs(lowered.schedule, step.item)
-            if step.sends != expected:
-                raise ScheduleError(
-                    f"{_at(rank, position, step.item)} sends {_text(step.sends)}, "
-                    f"but makes {_text(expected)}"
-                )
-    _check_channels(lowered)
-    _check_rendezvous(lowered)
-
-
-def _at(rank: int, position: int, item: Item | str) -> str:
-    return f"rank {rank}, position {position}: {item}"
-
-
-def _text(messages: tuple[Message, ...]) -> str:
-    return ", then ".join(map(str, messages)) or "nothing"
 
 
 def _slot(action: Action) -> Slot:
@@ -125,9 +101,9 @@ def _check_actions(schedule: Schedule) -> dict[Slot, tuple[int, int, Action]]:
     seen: dict[Slot, tuple[int, int, Action]] = {}
     for rank, position, item in schedule.items():
         if isinstance(item, Overlap) and item.forward.kind + item.backward.kind != "FB":
-            raise ScheduleError(f"{_at(rank, position, item)} is not a pair of an F and a B")
+            raise ScheduleError(f"{at(rank, position, item)} is not a pair of an F and a B")
         for action in actions(item):
-            here = _at(rank, position, str(action))
+            here = at(rank, position, str(action))
             holder = schedule.placement.get((action.flow, action.stage))
             if holder != rank:
                 where = "no rank holds it" if holder is None else f"it is placed on rank {holder}"
@@ -146,34 +122,28 @@ def _check_actions(schedule: Schedule) -> dict[Slot, tuple[int, int, Action]]:
 
 def _check_order(schedule: Schedule, seen: dict[Slot, tuple[int, int, Action]]) -> None:
     """All programs can be followed to their ends: whatever an item waits for comes before it."""
-    last_stage = schedule.stages - 1
-    needs = [
-        [[n for action in actions(item) for n in _needs(action, last_stage)] for item in program]
-        for program in schedule.programs
-    ]
+    walk: Walk[Slot] = Walk()
     done: set[Slot] = set()
     positions = [0] * schedule.ranks
-    waiting: dict[Slot, list[int]] = defaultdict(list)
-    awake = list(range(schedule.ranks))
-    while awake:
-        rank = awake.pop()
-        program = schedule.programs[rank]
-        while positions[rank] < len(program):
-            missing = next((n for n in needs[rank][positions[rank]] if n not in done), None)
-            if missing:
-                waiting[missing].append(rank)
-                break
-            for action in actions(program[positions[rank]]):
+
+    def run(rank: int) -> Iterator[Slot]:
+        last_stage = schedule.stages - 1
+        for item in schedule.programs[rank]:
+            for action in actions(item):
+                for slot in _needs(action, last_stage):
+                    if slot not in done:
+                        yield slot
+            for action in actions(item):
                 done.add(_slot(action))
-                awake += waiting.pop(_slot(action), [])
+                walk.happen(_slot(action))
             positions[rank] += 1
 
-    stuck = {rank: slot for slot, ranks in waiting.items() for rank in ranks}
+    stuck = walk.follow(map(run, range(schedule.ranks)))
     if not stuck:
         return
     # The root first: what nobody runs, then what this rank itself runs too late, then a circle.
     rank = min(stuck, key=lambda r: (stuck[r] in seen, seen.get(stuck[r], (r,))[0] != r, r))
-    here = _at(rank, positions[rank], schedule.programs[rank][positions[rank]])
+    here = at(rank, positions[rank], schedule.programs[rank][positions[rank]])
     if stuck[rank] not in seen:
         raise ScheduleError(f"{here} waits for {_slot_text(stuck[rank])}, which no rank runs")
     source, position, action = seen[stuck[rank]]
@@ -190,87 +160,13 @@ def _check_complete(schedule: Schedule, seen: dict[Slot, tuple[int, int, Action]
             for kind in wanted:
                 if (kind, *key) not in seen:
                     text = _slot_text((kind, *key))
-                    raise ScheduleError(_at(rank, end, f"the program ends without {text}"))
+                    raise ScheduleError(at(rank, end, f"the program ends without {text}"))
             if not schedule.training:
                 continue
             split = seen["B or I", *key][2].kind == "I"
             if split and ("W", *key) not in seen:
                 text = _slot_text(("W", *key))
-                raise ScheduleError(_at(rank, end, f"the program ends without {text}"))
+                raise ScheduleError(at(rank, end, f"the program ends without {text}"))
             if not split and ("W", *key) in seen:
                 _, position, action = seen["W", *key]
-                raise ScheduleError(f"{_at(rank, position, action)} follows a B, which left none")
-
-
-def _check_channels(lowered: Lowered) -> None:
-    """On every channel the receives are what is sent, one to one and in the same order."""
-    sends: dict[Channel, list[tuple[int, Item, Message]]] = defaultdict(list)
-    receives: dict[Channel, list[tuple[int, Item, Message]]] = defaultdict(list)
-    for rank, program in enumerate(lowered.programs):
-        for position, step in enumerate(program):
-            for message in step.sends:
-                sends[rank, message.destination].append((position, step.item, message))
-            for message in step.receives:
-                receives[message.source, rank].append((position, step.item, message))
-    for channel in sorted(sends.keys() | receives.keys()):
-        source, destination = channel
-        for out, into in zip(sends[channel], receives[channel]):
-            if out[2] != into[2]:
-                raise ScheduleError(
-                    f"{_at(destination, into[0], into[1])} receives the {into[2]} where rank "
-                    f"{source}, position {out[0]} sends the {out[2]}"
-                )
-        matched = min(len(sends[channel]), len(receives[channel]))
-        for position, item, message in sends[channel][matched:]:
-            raise ScheduleError(
-                f"{_at(source, position, item)} sends the {message}, which is never received"
-            )
-        for position, item, message in receives[channel][matched:]:
-            raise ScheduleError(
-                f"{_at(destination, position, item)} receives the {message}, which is never sent"
-            )
-
-
-def _check_rendezvous(lowered: Lowered) -> None:
-    """No deadlock even where a send blocks until the matching receive is posted."""
-    happened: set[Event] = set()
-    waiting: dict[Event, tuple[int, str]] = {}
-    awake = list(range(len(lowered.programs)))
-
-    def happen(event: Event) -> None:
-        happened.add(event)
-        if event in waiting:
-            awake.append(waiting.pop(event)[0])
-
-    ranks = [_follow(lowered, rank, happened, happen) for rank in awake]
-    while awake:
-        rank = awake.pop()
-        blocked = next(ranks[rank], None)
-        if blocked:
-            event, where = blocked
-            waiting[event] = rank, where
-    if waiting:
-        # The root first: a blocked sender, before those who wait for what it would send later.
-        event = min(waiting, key=lambda event: (event[0] != "posted", waiting[event][0]))
-        raise ScheduleError(waiting[event][1])
-
-
-def _follow(
-    lowered: Lowered, rank: int, happened: set[Event], happen: Callable[[Event], None]
-) -> Iterator[tuple[Event, str]]:
-    """Run one rank's steps; yields the event it is blocked on, and the line that says so."""
-    for position, step in enumerate(lowered.programs[rank]):
-        for message in step.receives:
-            happen(("posted", message))
-        for message in inputs(lowered.schedule, step.item):
-            if ("arrived", message) not in happened:
-                here = _at(rank, position, step.item)
-                yield ("arrived", message), f"{here} waits for ever for the {message}"
-        for message in step.sends:
-            if ("posted", message) not in happened:
-                here = _at(rank, position, step.item)
-                yield (
-                    ("posted", message),
-                    f"{here} is blocked sending the {message}, whose receive is not posted",
-                )
-            happen(("arrived", message))
+                raise ScheduleError(f"{at(rank, position, action)} follows a B, which left none")

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from math import inf
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.follow import Walk
 from parallel.schedule.table import Action, Item, Kind, Overlap, Schedule, ScheduleError, actions
 
 Channel: TypeAlias = tuple[int, int]
@@ -204,34 +205,24 @@ def _ends(
     This time, and then the rank, puts items in an order that can be followed. A rank that would
     wait for ever has no more ends than items before.
     """
+    walk: Walk[Message] = Walk()
     ends: list[list[int]] = [[] for _ in schedule.programs]
     sent_at: dict[Message, int] = {}
-    waiting: dict[Message, int] = {}
-    awake = list(range(schedule.ranks))
-    while awake:
-        rank = awake.pop()
-        program, done, rank_sends, rank_waits = (
-            schedule.programs[rank], ends[rank], sends[rank], waits[rank]
-        )  # fmt: skip
-        clock = done[-1] if done else 0
-        for position in range(len(done), len(program)):
-            begin = clock
-            for message in rank_waits[position]:
-                arrival = sent_at.get(message)
-                if arrival is None:
-                    waiting[message] = rank
-                    break
-                begin = max(begin, arrival)
-            else:
-                item = program[position]
-                clock = begin + (3 if isinstance(item, Overlap) else 1 + (item.kind == "B"))
-                done.append(clock)
-                for message in rank_sends[position]:
-                    sent_at[message] = clock
-                    if message in waiting:
-                        awake.append(waiting.pop(message))
-                continue
-            break
+
+    def run(rank: int) -> Iterator[Message]:
+        clock, done = 0, ends[rank]
+        for item, waits_for, makes in zip(schedule.programs[rank], waits[rank], sends[rank]):
+            for message in waits_for:
+                if message not in sent_at:
+                    yield message
+                clock = max(clock, sent_at[message])
+            clock += 3 if isinstance(item, Overlap) else 1 + (item.kind == "B")
+            done.append(clock)
+            for message in makes:
+                sent_at[message] = clock
+                walk.happen(message)
+
+    walk.follow(map(run, range(schedule.ranks)))
     return ends
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 from parallel.errors import TandemError
@@ -63,6 +64,11 @@ def actions(item: Item) -> tuple[Action, ...]:
     return (item.forward, item.backward) if isinstance(item, Overlap) else (item,)
 
 
+def at(rank: int, position: int, what: Item | str) -> str:
+    """Where something is in a table, for the lines that name it."""
+    return f"rank {rank}, position {position}: {what}"
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The table of one training step.
@@ -78,11 +84,11 @@ class Schedule:
     programs: tuple[Program, ...]
     training: bool = True
 
-    @property
+    @cached_property
     def flows(self) -> int:
         return 1 + max(flow for flow, _ in self.placement)
 
-    @property
+    @cached_property
     def stages(self) -> int:
         """Stages of the model, counted once however many flows pass through them."""
         return 1 + max(stage for _, stage in self.placement)
@@ -93,7 +99,14 @@ class Schedule:
 
     def stages_of(self, rank: int) -> list[tuple[int, int]]:
         """The (flow, stage) pairs that `rank` holds, in order."""
-        return sorted(place for place, holder in self.placement.items() if holder == rank)
+        return self._places[rank]
+
+    @cached_property
+    def _places(self) -> list[list[tuple[int, int]]]:
+        places: list[list[tuple[int, int]]] = [[] for _ in range(self.ranks)]
+        for place, rank in sorted(self.placement.items()):
+            places[rank].append(place)
+        return places
 
     def items(self) -> Iterator[tuple[int, int, Item]]:
         """Every (rank, position, item)."""
@@ -119,10 +132,3 @@ def _row(item: Item) -> list[object]:
     if isinstance(item, Overlap):
         return ["FB", *([a.flow, a.stage, a.micro_batch] for a in actions(item))]
     return [item.kind, item.flow, item.stage, item.micro_batch]
-
-
-def require_counts(name: str, ranks: int, micro_batches: int) -> None:
-    """Raise ScheduleError unless there is at least one rank and one micro-batch."""
-    for key, count in (("mesh.pipeline", ranks), ("pipeline.micro_batches", micro_batches)):
-        if count < 1:
-            raise ScheduleError(f"{name} needs {key} >= 1, got {count}")

@@ -6,6 +6,11 @@
 An item is a kind (F, B, I or W) with its flow, stage and micro-batch, or an overlapped pair FB with
 those of its forward and of its backward. Placement and the number of micro-batches follow from the
 rows. Reading proves the form only; `check` proves that the table can be run.
+
+A key "messages" may have what the lowering adds: for every message [kind, flow, stage, micro_batch,
+source, destination, sent_after, posted_before, used_by], where the last three are positions in the
+programs of the source, the destination and the destination. It is for other programs; a reader
+only makes sure that it is right.
 """
 
 from __future__ import annotations
@@ -16,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from parallel.schedule.cycle_collector import collector_paused
-from parallel.schedule.lower import KINDS
+from parallel.schedule.files import read_text, write_file
+from parallel.schedule.lower import KINDS, lower
+from parallel.schedule.settings import SettingError, require_counts
+from parallel.schedule.shown import printable, shown
 from parallel.schedule.table import (
     Action,
     Item,
@@ -25,13 +33,18 @@ from parallel.schedule.table import (
     Schedule,
     ScheduleError,
     actions,
+    at,
 )
 
+MESSAGES = "messages"
 
-def write_table(schedule: Schedule, path: Path | str) -> None:
-    """Write a training schedule as a file that `read_table` gives back, one line a rank."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(table_text(schedule.rows()))
+
+def write_table(schedule: Schedule, path: Path | str, lowered: bool = False) -> None:
+    """Write a training schedule as a file that `read_table` gives back, one line per rank.
+
+    lowered: with its messages.
+    """
+    write_file(path, table_text(schedule.rows(), _message_rows(schedule) if lowered else None))
 
 
 @collector_paused()
@@ -42,22 +55,49 @@ def read_table(path: Path | str) -> Schedule:
     for anything that is not such a table.
     """
     where = f"schedule file {path}"
-    return table_of_rows(read_json(path, where), Path(path).stem, where)
+    rows = read_json(path, where)
+    messages = rows.pop(MESSAGES, None) if isinstance(rows, dict) else None
+    schedule = table_of_rows(rows, printable(Path(path).stem), where)
+    if messages is not None and messages != _message_rows(schedule):
+        raise ScheduleError(
+            f'{where}: its "{MESSAGES}" are not those that its items need: leave them out, for '
+            "they follow from the items"
+        )
+    return schedule
 
 
-def table_text(rows: dict[str, list[list[object]]]) -> str:
-    """`rows` as JSON, one line a rank."""
-    lines = (f"{json.dumps(rank)}: {json.dumps(program)}" for rank, program in rows.items())
+def _message_rows(schedule: Schedule) -> list[list[object]]:
+    """Every message, rank by rank in the order sent, with the positions of the item it is sent
+    after, the item its receive is posted before, and the item that uses it."""
+    programs = lower(schedule).programs
+    steps = [(position, step) for program in programs for position, step in enumerate(program)]
+    posted = {message: position for position, step in steps for message in step.receives}
+    used = {message: position for position, step in steps for message in step.waits}
+    return [
+        [*message, position, posted[message], used[message]]
+        for position, step in steps
+        for message in step.sends
+    ]
+
+
+def table_text(
+    rows: dict[str, list[list[object]]], messages: list[list[object]] | None = None
+) -> str:
+    """`rows` as JSON, one line per rank, and one line per message."""
+    lines = [f"{json.dumps(rank)}: {json.dumps(program)}" for rank, program in rows.items()]
+    if messages is not None:
+        each = ",\n  ".join(json.dumps(message) for message in messages)
+        lines.append(f'"{MESSAGES}": [\n  {each}]')
     return "{" + ",\n ".join(lines) + "}\n"
 
 
 def read_json(path: Path | str, where: str) -> Any:
-    """What a JSON file says. Raises ScheduleError in one line that begins with `where`."""
+    """What a JSON file says. Raises ScheduleError in one line that starts with `where`."""
     try:
-        return json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
-    except OSError as error:
-        raise ScheduleError(f"{where}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+        return json.loads(read_text(path, where), object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise ScheduleError(f"{where} is not JSON: it is nested too deeply") from None
+    except ValueError as error:
         raise ScheduleError(f"{where} is not JSON: {error}") from None
 
 
@@ -65,12 +105,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is there more than once")
+        raise ValueError(f"the key {shown(twice)} is there more than once")
     return keys
 
 
 def table_of_rows(rows: object, name: str, where: str) -> Schedule:
-    """The schedule of rows as `Schedule.rows` makes them; errors begin with `where`."""
+    """The schedule of rows as `Schedule.rows` makes them; errors start with `where`."""
     if not isinstance(rows, dict) or not rows:
         raise ScheduleError(f'{where} must be {{"rank0": [...], "rank1": [...], ...}}')
     programs: list[Program] = []
@@ -89,9 +129,14 @@ def table_of_rows(rows: object, name: str, where: str) -> Schedule:
     placement = _placement(programs, where)
     flows = {flow for flow, _ in placement}
     if flows != set(range(len(flows))):
-        raise ScheduleError(f"{where} has flows {sorted(flows)}: they count from 0")
+        raise ScheduleError(f"{where} has flows {shown(sorted(flows))}: they count from 0")
     last = max(a.micro_batch for p in programs for item in p for a in actions(item))
-    return Schedule(name, len(programs), (1 + last) * len(flows), placement, tuple(programs))
+    micro_batches = (1 + last) * len(flows)
+    try:
+        require_counts(where, len(programs), micro_batches)
+    except SettingError as error:
+        raise ScheduleError(f"{where}: {error}") from None
+    return Schedule(name, len(programs), micro_batches, placement, tuple(programs))
 
 
 def _item(row: object, here: str) -> Item:
@@ -103,7 +148,7 @@ def _item(row: object, here: str) -> Item:
                 if row[0] == kind:
                     return Action(kind, *row[1:])
     raise ScheduleError(
-        f"{here}: {_shortened(row)} is neither [kind, flow, stage, micro-batch] of a kind "
+        f"{here}: {shown(row)} is neither [kind, flow, stage, micro-batch] of a kind "
         f'{", ".join(KINDS)} nor ["FB", [flow, stage, micro-batch], [flow, stage, micro-batch]], '
         "with whole numbers from 0 up"
     )
@@ -114,13 +159,8 @@ def _is_place(numbers: object) -> bool:
     return (
         isinstance(numbers, list)
         and len(numbers) == 3
-        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(type(number) is int and 0 <= number < 2**31 for number in numbers)
     )
-
-
-def _shortened(row: object) -> str:
-    text = json.dumps(row)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _placement(programs: list[Program], where: str) -> dict[tuple[int, int], int]:
@@ -132,7 +172,7 @@ def _placement(programs: list[Program], where: str) -> dict[tuple[int, int], int
                 holder = placement.setdefault((action.flow, action.stage), rank)
                 if holder != rank:
                     raise ScheduleError(
-                        f"{where}, rank {rank}, position {position}: {action} has a stage that is "
-                        f"also on rank {holder}"
+                        f"{where}, {at(rank, position, action)} has a stage that is also on rank "
+                        f"{holder}"
                     )
     return placement

@@ -18,11 +18,16 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from parallel.schedule.files import read_text, write_file
+from parallel.schedule.shown import shown
 from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError
+from parallel.study.plain_yaml import plain_yaml
 
 Cost: TypeAlias = float | Sequence[float]
 BY_STAGE = ("forward", "input_grad", "weight_grad", "optimizer", "activation", "pending_fraction")
 BY_RANK = ("pair_factor",)
+MOST = 1e15  # of a cost
+MOST_BYTES = 2**20  # of a file, which has one number for each stage and key
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,11 @@ class CostModel:
     has one cost for each stage of the schedule, of that stage as it is.
     pair_factor: the cost of an overlapped pair over the sum of its parts; a sequence is by rank.
     optimizer: at the end of a rank's program, for every stage it holds; as forward.
-    optimizer_waits: all ranks begin it together, as clipping by the norm of all gradients needs;
-    if not, each begins after its own last item.
+    optimizer_waits: all ranks start it together, as clipping by the norm of all gradients needs;
+    if not, each starts after its own last item.
     hop: the latency of one message from one rank to the next, the same for every stage size: a
     V's message has as many activations as a full stage's. message_bytes, bandwidth: of a channel,
-    in bytes a unit of time; its messages go one after the other, at the latency of one.
+    in bytes per unit of time; its messages go one after the other, at the latency of one.
     activation: memory of one micro-batch's activations, from F to B or W; as forward.
     pending_fraction: the part of it that is still held from the end of I to the end of W; a
     number is for every stage.
@@ -60,6 +65,9 @@ class CostModel:
     def transmission(self) -> float:
         """How long one message keeps its channel busy."""
         return self.message_bytes / self.bandwidth
+
+
+NOTHING = CostModel(forward=0.0, input_grad=0.0, weight_grad=0.0)
 
 
 class Costs:
@@ -110,20 +118,21 @@ def read_costs(path: Path | str) -> CostModel:
 
     Raises ScheduleError, in one line that names the file and the key, for anything but costs.
     """
+    where = f"costs: {path}"
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScheduleError(f"costs: {path} is not YAML: {' '.join(str(error).split())}") from None
+        values = plain_yaml(read_text(path, where, MOST_BYTES))
+    except ValueError as error:
+        raise ScheduleError(f"{where} is not YAML: {error}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ScheduleError(f"costs: {path} must be keys and their costs, not {values!r}")
+        raise ScheduleError(f"{where} must be keys and their costs, not {shown(values)}")
     keys = [field.name for field in dataclasses.fields(CostModel)]
     for key, value in values.items():
         if key not in keys:
-            raise ScheduleError(f"costs: {path} has a key {key!r}; there are {', '.join(keys)}")
+            raise ScheduleError(f"{where} has a key {shown(key)}; there are {', '.join(keys)}")
         if not _fits(key, value):
-            raise ScheduleError(f"costs: {path}: {key} must be {_wanted(key)}, got {value!r}")
+            raise ScheduleError(f"{where}: {key} must be {_wanted(key)}, got {shown(value)}")
     costs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return CostModel(**costs)
 
@@ -134,32 +143,33 @@ def write_costs(costs: CostModel, path: Path | str) -> None:
         key: [float(cost) for cost in value] if isinstance(value, Sequence) else value
         for key, value in vars(costs).items()
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+    write_file(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+
+
+def is_cost(value: object) -> bool:
+    """Whether `value` is a number that can be a cost: from 0 up, and sums of it are numbers too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def _wanted(key: str) -> str:
     if key == "optimizer_waits":
         return "true or false"
-    if key == "bandwidth":
-        return "a number above 0"
+    number = {
+        "bandwidth": f"a number from {1 / MOST:g} up",
+        "pending_fraction": "a number from 0 to 1",
+    }.get(key, f"a number from 0 to {MOST:g}")
     if key in BY_STAGE + BY_RANK:
-        return (
-            f"a number from 0 up, or a list of one for each {'rank' * (key in BY_RANK) or 'stage'}"
-        )
-    return "a number from 0 up"
+        return f"{number}, or a list of one for each {'rank' if key in BY_RANK else 'stage'}"
+    return number
 
 
 def _fits(key: str, value: object) -> bool:
     if key == "optimizer_waits":
         return isinstance(value, bool)
     if isinstance(value, list) and key in BY_STAGE + BY_RANK:
-        return bool(value) and all(_is_cost(cost) for cost in value)
+        return bool(value) and all(
+            not isinstance(cost, list) and _fits(key, cost) for cost in value
+        )
     if key == "bandwidth":
-        return value == inf or (_is_cost(value) and value != 0)
-    return _is_cost(value)
-
-
-def _is_cost(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value < inf  # type: ignore[operator]
+        return value == inf or (is_cost(value) and value >= 1 / MOST)  # type: ignore[operator]
+    return is_cost(value) and (key != "pending_fraction" or value <= 1)  # type: ignore[operator]

@@ -9,6 +9,8 @@ stages in the same flow are underlined.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from parallel.schedule.files import write_file
 from parallel.schedule.table import Schedule
 from parallel.study import draw_rows as rows
 from parallel.study.timeline import Timeline
@@ -33,6 +36,9 @@ STYLE: dict[Any, Any] = {
 }
 CELL_INCHES = 0.17
 MIN_WIDTH_INCHES, MAX_WIDTH_INCHES = 9.5, 30.0
+MAX_HEIGHT_INCHES = 40.0  # of all rows; with the width, a PNG of 32 million pixels
+LABEL_INCHES = 0.12  # the least from one label of a rank to the next
+DOTS_PER_INCH = 160
 LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES = 0.7, 0.5, 0.6
 TITLE_INCHES, BETWEEN_INCHES, AFTER_INCHES = 0.3, 0.12, 0.3
 
@@ -45,7 +51,9 @@ def save(
 ) -> None:
     """Draw `timeline`, and `measured` below it, into files, their format by suffix.
 
-    Equal timelines give equal bytes.
+    Equal timelines give equal bytes. At most 30 by 40 inches of rows, whatever their number: cells
+    get narrower, rows lower, and what is too small for a number or a label has none.
+    Raises WriteError where a file cannot be written.
     """
     timelines = {"": timeline}
     if measured:
@@ -53,9 +61,13 @@ def save(
     with mpl.rc_context(STYLE):
         figure = draw(timelines, transfers)
         for path in map(Path, paths):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(path, dpi=160, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
+            kind = path.suffix.removeprefix(".")
+            picture = BytesIO()
+            figure.savefig(
+                picture, format=kind, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12,
+                metadata={"Date": None} if kind == "svg" else {"Software": None},
+            )  # fmt: skip
+            write_file(path, picture.getvalue())
 
 
 def draw(timelines: Mapping[str, Timeline], transfers: bool = False) -> Figure:
@@ -64,6 +76,10 @@ def draw(timelines: Mapping[str, Timeline], transfers: bool = False) -> Figure:
     highest = max(max(timeline.peak_memory) for timeline in timelines.values())
     width = max(map(_width, timelines.values()))
     look = rows.WITH_TRANSFERS if transfers else rows.PLAIN
+    ranks = sum(timeline.schedule.ranks for timeline in timelines.values())
+    look = look.lower(
+        min(1.0, MAX_HEIGHT_INCHES / (ranks * (look.row_inches + look.memory_inches)))
+    )
     height = BOTTOM_INCHES + sum(_height(timeline, look) for timeline in timelines.values())
     figure = Figure(figsize=(LEFT_INCHES + width + RIGHT_INCHES, height))
     FigureCanvasAgg(figure)
@@ -81,10 +97,11 @@ def draw(timelines: Mapping[str, Timeline], transfers: bool = False) -> Figure:
             rows.draw_transfers(axes, timeline, look)
         axes.tick_params(axis="x", length=0, labelbottom=False)
 
-        top -= ranks * rows.MEMORY_ROW_INCHES + BETWEEN_INCHES
-        axes = _axes(figure, top, width, ranks * rows.MEMORY_ROW_INCHES, ranks, makespan)
+        top -= ranks * look.memory_inches + BETWEEN_INCHES
+        axes = _axes(figure, top, width, ranks * look.memory_inches, ranks, makespan)
         rows.draw_memory(axes, timeline, highest)
-        for rank, peak in enumerate(timeline.peak_memory):
+        peaks = list(enumerate(timeline.peak_memory))
+        for rank, peak in peaks[:: _labelled(look.memory_inches)]:
             bottom = rank + rows.MEMORY_HEIGHT / 2
             axes.text(timeline.makespan, bottom, f"  {peak:.4g}", fontsize=7.5, color=INK)
         top -= AFTER_INCHES
@@ -97,7 +114,7 @@ def draw(timelines: Mapping[str, Timeline], transfers: bool = False) -> Figure:
 
 
 def _height(timeline: Timeline, look: rows.Look) -> float:
-    rank = look.row_inches + rows.MEMORY_ROW_INCHES
+    rank = look.row_inches + look.memory_inches
     return TITLE_INCHES + BETWEEN_INCHES + AFTER_INCHES + rank * timeline.schedule.ranks
 
 
@@ -116,7 +133,8 @@ def _axes(
     axes = figure.add_axes((LEFT_INCHES / across, bottom / up, width / across, height / up))
     axes.set_xlim(0, makespan)
     axes.set_ylim(ranks - 0.5, -0.5)
-    axes.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)])
+    labelled = range(0, ranks, _labelled(height / ranks))
+    axes.set_yticks(labelled, [f"rank {rank}" for rank in labelled])
     axes.tick_params(axis="y", length=0, labelsize=8, labelcolor=INK)
     axes.tick_params(axis="x", length=3, labelsize=8, color=QUIET, labelcolor=QUIET)
     axes.patch.set_visible(False)
@@ -125,10 +143,15 @@ def _axes(
     return axes
 
 
+def _labelled(row_inches: float) -> int:
+    """Every how many rows a label has room."""
+    return ceil(LABEL_INCHES / row_inches)
+
+
 def _text(figure: Figure, right: float, up: float, text: str, **style: Any) -> None:
     """Text at a place in inches."""
     across, height = figure.get_size_inches()
-    figure.text(right / across, up / height, text, **style)
+    figure.text(right / across, up / height, text, parse_math=False, **style)
 
 
 def _legend(figure: Figure, timelines: Mapping[str, Timeline], transfers: bool) -> None:

@@ -36,7 +36,7 @@ OPTIMIZER: dict[str, Any] = {
     "facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "xxxx", "linewidth": 0.4
 }  # fmt: skip
 MEMORY: dict[str, Any] = {"facecolor": "#d3d3d3", "edgecolor": EDGE, "linewidth": 0.5}
-MEMORY_ROW_INCHES, MEMORY_HEIGHT = 0.24, 0.82
+MEMORY_HEIGHT = 0.82  # of a row of memory
 BEHIND_CELLS = 0.9  # patches, as cells are, have a zorder of 1
 NUMBER_POINTS, SMALLEST_POINTS = 8.0, 3.2
 
@@ -44,10 +44,17 @@ Point: TypeAlias = tuple[float, float]
 
 
 class Look(NamedTuple):
-    """The distance of two rows, in inches, and how much of it a cell takes."""
+    """The distance of two rows, in inches, how much of it a cell takes, and that of two rows of
+    memory, in inches."""
 
     row_inches: float
     cell_height: float
+
+    memory_inches: float = 0.24
+
+    def lower(self, factor: float) -> Look:
+        """The same with rows that are `factor` as high."""
+        return Look(self.row_inches * factor, self.cell_height, self.memory_inches * factor)
 
 
 PLAIN, WITH_TRANSFERS = Look(0.36, 0.84), Look(0.48, 0.63)
@@ -112,7 +119,8 @@ def _add(axes: Axes, outlines: Iterable[list[Point]], **style: Any) -> None:
         points += [*outline, outline[0]]
         codes += [Path.MOVETO, *[Path.LINETO] * (len(outline) - 1), Path.CLOSEPOLY]
     if points:
-        axes.add_patch(PathPatch(Path(points, codes), **style))
+        # Not add_patch, which takes long to see how far this reaches; the limits are set.
+        axes.add_artist(PathPatch(Path(points, codes), **style))
 
 
 def draw_numbers(axes: Axes, timeline: Timeline, look: Look, inches_a_unit: float) -> None:

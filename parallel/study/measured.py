@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from parallel.schedule.check import peak_in_flight
 from parallel.schedule.table import Item, Schedule
 from parallel.study.costs import CostModel
 from parallel.study.timeline import Span, Timeline
@@ -47,13 +46,4 @@ def timeline_of(
         for rank, items in enumerate(by_rank)
         for item, begin, end in items
     )
-    makespan = max((span.end for span in spans), default=0.0)
-    busy = [sum(end - begin for _, begin, end in items) for items in by_rank]
-    return Timeline(
-        schedule=schedule,
-        spans=spans,
-        makespan=makespan,
-        idle=tuple(makespan - seconds for seconds in busy),
-        peak_in_flight=peak_in_flight(schedule),
-        costs=costs or CostModel(),
-    )
+    return Timeline(schedule, spans, costs=costs or CostModel())

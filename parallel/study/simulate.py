@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from parallel.schedule.check import peak_in_flight
 from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.follow import Walk
 from parallel.schedule.lower import Channel, Lowered, Message, lower
-from parallel.schedule.table import Schedule, ScheduleError
+from parallel.schedule.table import Schedule, ScheduleError, at
 from parallel.study.costs import CostModel, Costs
 from parallel.study.timeline import Span, Timeline, Transfer
 
@@ -32,21 +32,14 @@ def simulate(lowered: Lowered | Schedule, costs: CostModel) -> Timeline:
     made_out = Costs(costs, schedule)
     run = _Run(lowered, costs, made_out)
     spans = run.spans()
-    ends = [program[-1].end if program else 0.0 for program in spans]
     optimizer: list[tuple[float, float]] = []
     if any(made_out.optimizer):
+        ends = [program[-1].end if program else 0.0 for program in spans]
         begins = [max(ends)] * len(ends) if costs.optimizer_waits else ends
         optimizer = [(begin, begin + cost) for begin, cost in zip(begins, made_out.optimizer)]
-    makespan = max([*ends, *(end for _, end in optimizer)])
     return Timeline(
         schedule=schedule,
         spans=tuple(span for program in spans for span in program),
-        makespan=makespan,
-        idle=tuple(
-            makespan - cost - sum(span.end - span.begin for span in program)
-            for program, cost in zip(spans, made_out.optimizer)
-        ),
-        peak_in_flight=peak_in_flight(schedule),
         optimizer=tuple(optimizer),
         transfers=tuple(run.transfers.values()),
         costs=costs,
@@ -68,26 +61,18 @@ class _Run:
         # When the first of its two sides was there: the message sent, or its receive posted.
         self._one_side: dict[Message, float] = {}
         self._free: dict[Channel, float] = defaultdict(float)
-        self._waiting: dict[Message, int] = {}
-        self._awake = list(range(len(lowered.programs)))
+        self._walk: Walk[Message] = Walk()
 
     def spans(self) -> list[list[Span]]:
         """Every rank's spans, in program order."""
-        ranks = [self._follow(rank) for rank in self._awake]
-        while self._awake:
-            rank = self._awake.pop()
-            message = next(ranks[rank], None)
-            if message:
-                self._waiting[message] = rank
-        for message, rank in self._waiting.items():
-            item = self._lowered.programs[rank][len(self._spans[rank])].item
-            raise ScheduleError(
-                f"rank {rank}, position {len(self._spans[rank])}: {item} waits for ever for the "
-                f"{message}"
-            )
+        stuck = self._walk.follow(map(self._run, range(len(self._spans))))
+        for rank, message in stuck.items():
+            position = len(self._spans[rank])
+            item = self._lowered.programs[rank][position].item
+            raise ScheduleError(f"{at(rank, position, item)} waits for ever for the {message}")
         return self._spans
 
-    def _follow(self, rank: int) -> Iterator[Message]:
+    def _run(self, rank: int) -> Iterator[Message]:
         """Run the steps of `rank`; yields a message that it waits for, until that is sent."""
         transfers, done, duration = self.transfers, self._spans[rank], self._costs.duration
         clock = 0.0
@@ -118,5 +103,4 @@ class _Run:
             self._free[channel] = begin + self._transmission
         end = begin + self._transmission + self._hop
         self.transfers[message] = Transfer(message, begin, end)
-        if message in self._waiting:
-            self._awake.append(self._waiting.pop(message))
+        self._walk.happen(message)

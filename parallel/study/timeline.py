@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
+from parallel.schedule.check import peak_in_flight
 from parallel.schedule.lower import Channel, Message, inputs, outputs
 from parallel.schedule.table import Item, Schedule, actions
 from parallel.study.costs import CostModel, Costs
@@ -50,21 +51,37 @@ Place: TypeAlias = tuple[int, int]
 class Timeline:
     """A run of one training step.
 
-    spans: rank after rank, each in program order. makespan: the end of the last rank. idle: time
-    by rank in which it computes nothing, out of the makespan. peak_in_flight: activations by rank,
-    in full stages, each held from F to B or W.
+    spans: rank after rank, each in program order.
     optimizer: by rank, from when to when; empty where there is none. transfers: on every channel in
     its order; empty where they are not known. costs: of the memory.
     """
 
     schedule: Schedule
     spans: tuple[Span, ...]
-    makespan: float
-    idle: tuple[float, ...]
-    peak_in_flight: tuple[float, ...]
     optimizer: tuple[tuple[float, float], ...] = ()
     transfers: tuple[Transfer, ...] = ()
     costs: CostModel = field(default_factory=CostModel)
+
+    @cached_property
+    def makespan(self) -> float:
+        """The end of the last rank, its optimizer included."""
+        ends = [span.end for span in self.spans] + [end for _, end in self.optimizer]
+        return max(ends, default=0.0)
+
+    @cached_property
+    def idle(self) -> tuple[float, ...]:
+        """Time by rank in which it computes nothing, out of the makespan."""
+        idle = [self.makespan] * self.schedule.ranks
+        for span in self.spans:
+            idle[span.rank] -= span.end - span.begin
+        for rank, (begin, end) in enumerate(self.optimizer):
+            idle[rank] -= end - begin
+        return tuple(idle)
+
+    @cached_property
+    def peak_in_flight(self) -> tuple[float, ...]:
+        """Activations by rank, in full stages, each held from F to B or W."""
+        return peak_in_flight(self.schedule)
 
     @property
     def idle_fraction(self) -> float:
@@ -119,7 +136,7 @@ class Timeline:
 
     @cached_property
     def critical_path(self) -> tuple[Span | Transfer, ...]:
-        """What the makespan, or the begin of the optimizer, is made of: each begins when the one
+        """What the makespan, or the start of the optimizer, is made of: each begins when the one
         before ends. Transfers that take no time are left out."""
         ranks = [rank for rank, spans in enumerate(self.by_rank) if spans]
         if not ranks:

@@ -5,20 +5,22 @@
      "spans": [[rank, position, begin, end], ...]}
 
 schedule: the table, as in a schedule file. spans: one for each item of the table, in any order;
-position: of the item in its rank's program. Times count from the begin of the step, in seconds
+position: of the item in its rank's program. Times count from the start of the step, in seconds
 where the run was measured.
 """
 
 from __future__ import annotations
 
 import json
-from math import isfinite
 from pathlib import Path
 
 from parallel.schedule.check import check
 from parallel.schedule.cycle_collector import collector_paused
+from parallel.schedule.files import write_file
+from parallel.schedule.shown import printable, shown
 from parallel.schedule.table import Schedule, ScheduleError
 from parallel.schedule.table_file import read_json, table_of_rows, table_text
+from parallel.study.costs import MOST
 from parallel.study.timeline import Span, Timeline
 
 KEYS = ("name", "schedule", "spans")
@@ -32,10 +34,10 @@ def write_timeline(timeline: Timeline, path: Path | str) -> None:
         for position, span in enumerate(program)
     )
     table = table_text(timeline.schedule.rows()).rstrip().replace("\n", "\n  ")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(
+    write_file(
+        path,
         f'{{"name": {json.dumps(timeline.schedule.name)},\n "schedule":\n  {table},\n'
-        f' "spans": [\n  {spans}]}}\n'
+        f' "spans": [\n  {spans}]}}\n',
     )
 
 
@@ -53,23 +55,12 @@ def read_timeline(path: Path | str) -> Timeline:
     name, rows = values.get("name", Path(path).stem), values["spans"]
     if not isinstance(name, str) or not isinstance(rows, list):
         raise ScheduleError(f"{where}: name must be a text and spans a list")
-    schedule = table_of_rows(values["schedule"], name, f"{where}, schedule")
+    schedule = table_of_rows(values["schedule"], printable(name[:200]), f"{where}, schedule")
     try:
-        report = check(schedule)
+        check(schedule)
     except ScheduleError as error:
         raise ScheduleError(f"{where}, schedule: {error}") from None
-    spans = _spans(rows, schedule, where)
-    makespan = max(span.end for span in spans)
-    busy = [0.0] * schedule.ranks
-    for span in spans:
-        busy[span.rank] += span.end - span.begin
-    return Timeline(
-        schedule=schedule,
-        spans=spans,
-        makespan=makespan,
-        idle=tuple(makespan - time for time in busy),
-        peak_in_flight=report.peak_in_flight,
-    )
+    return Timeline(schedule, _spans(rows, schedule, where))
 
 
 def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ...]:
@@ -78,7 +69,7 @@ def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ..
     for number, row in enumerate(rows):
         if not (isinstance(row, list) and len(row) == 4 and all(map(_is_number, row))):
             raise ScheduleError(
-                f"{where}, span {number}: must be [rank, position, begin, end], not {row!r:.60}"
+                f"{where}, span {number}: must be [rank, position, begin, end], not {shown(row)}"
             )
         rank, position, begin, end = row
         place = type(rank) is type(position) is int and rank in range(schedule.ranks)
@@ -106,4 +97,4 @@ def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ..
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST

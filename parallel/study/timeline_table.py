@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from parallel.schedule.table import Overlap, Schedule
 from parallel.study.timeline import Idle, Span, Timeline
@@ -39,7 +40,7 @@ def table(timelines: Mapping[str, Timeline]) -> Table:
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     for name, timeline in timelines.items():
         table.add_row(
-            name,
+            Text(name),
             f"{timeline.makespan:.6g}",
             f"{100 * timeline.idle_fraction:.1f}",
             *(f"{100 * share:.1f}" for share in _shares(timeline)),

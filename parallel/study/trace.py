@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from parallel.schedule.files import write_file
 from parallel.schedule.lower import inputs, outputs
 from parallel.schedule.table import Item, Overlap, actions
 from parallel.study.costs import CostModel
@@ -54,8 +55,7 @@ def write_trace(timelines: Mapping[str, Timeline], path: Path | str) -> None:
         for event in _events(timeline, process, name, arrows)
     ]
     lines = ",\n".join(json.dumps(event) for event in events)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n')
+    write_file(path, f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n')
 
 
 def _events(timeline: Timeline, process: int, name: str, arrows: Iterator[int]) -> Iterator[Event]:
@@ -103,7 +103,7 @@ def _description(item: Item) -> Event:
 
 
 def _arrow(process: int, number: int, journey: Journey) -> Iterator[Event]:
-    """From within the slice that makes the message to the begin of the one that waits for it."""
+    """From within the slice that makes the message to the start of the one that waits for it."""
     transfer, maker, user = journey
     message = transfer.message
     event = {"name": message.kind, "cat": "transfer", "pid": process, "id": number}

@@ -5,12 +5,16 @@ from __future__ import annotations
 from parallel.ranks.mesh import Mesh
 from parallel.schedule.check import check
 from parallel.schedule.generators import generate
+from parallel.schedule.settings import Setting, SettingError
 from parallel.schedule.table import Schedule, ScheduleError
 from parallel.schedule.table_file import read_table
 from trainer.config.schema import Config
 
-# A table of this many micro-batches, each counted once on each rank, is made in about 2 seconds.
-LARGEST_TABLE = 100_000
+KEYS = {
+    Setting.SCHEDULE: "pipeline.schedule",
+    Setting.RANKS: "mesh.pipeline",
+    Setting.MICRO_BATCHES: "pipeline.micro_batches",
+}
 
 
 def mesh_of(config: Config) -> Mesh:
@@ -26,12 +30,10 @@ def schedule_of(config: Config) -> Schedule:
     """
     pipeline, ranks = config.pipeline, config.mesh.pipeline
     if pipeline.schedule_file is None:
-        if ranks * pipeline.micro_batches > LARGEST_TABLE:
-            raise ScheduleError(
-                f"mesh.pipeline x pipeline.micro_batches = {ranks} x {pipeline.micro_batches} is a "
-                f"schedule table of more than {LARGEST_TABLE:,}: lower one of them"
-            )
-        return generate(pipeline.schedule, ranks, pipeline.micro_batches)
+        try:
+            return generate(pipeline.schedule, ranks, pipeline.micro_batches)
+        except SettingError as error:
+            raise ScheduleError(error.worded(KEYS)) from None
     schedule = read_table(pipeline.schedule_file)
     where = f"pipeline.schedule_file: {pipeline.schedule_file}"
     try:

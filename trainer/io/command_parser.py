@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import NoReturn
+
+from parallel.schedule.shown import printable
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -19,4 +22,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, without the usage around it."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")
+
+    def refuse(self, given: argparse.Namespace, options: Iterable[str], why: str) -> None:
+        """End with an error that says `why` if one of `options` was given: it would be ignored.
+
+        Their defaults must be None or False.
+        """
+        for option in options:
+            value = getattr(given, option.removeprefix("--").replace("-", "_"))
+            if value is not None and value is not False:
+                self.error(f"{option} has no effect {why}")

@@ -14,10 +14,9 @@ from parallel.pipeline.truth.processes import run_ranks
 from parallel.pipeline.truth.replay import gradients_first, replay
 from parallel.pipeline.truth.results import Comparison, Truth, TruthTest
 from parallel.pipeline.truth.theirs import TorchPipeline
-from parallel.study.costs import CostModel
+from parallel.study.costs import NOTHING
 from parallel.study.simulate import simulate
 
-_NOTHING = CostModel(forward=0.0, input_grad=0.0, weight_grad=0.0)
 _TIMEOUT = timedelta(minutes=10)
 
 
@@ -39,7 +38,7 @@ def _measure(_: object, test: TruthTest) -> tuple[list[Truth], list[Comparison]]
 
 def _truth(test: TruthTest, name: str, transport: Transport) -> Truth:
     schedule = test.schedule(name)
-    execute(schedule, _NOTHING, transport)  # the first run is slower
+    execute(schedule, NOTHING, transport)  # the first run is slower
     runs: Sequence[Measured] = [
         execute(schedule, test.costs, transport) for _ in range(test.repeats)
     ]
@@ -58,7 +57,7 @@ def _truth(test: TruthTest, name: str, transport: Transport) -> Truth:
 def _compare(test: TruthTest, name: str, transport: Transport) -> Comparison:
     schedule, costs = test.schedule(name), replace(test.costs, pair_factor=1.0)
     pipeline = TorchPipeline(schedule)
-    execute(schedule, _NOTHING, transport)
+    execute(schedule, NOTHING, transport)
     # In turn, so that what else the machine does meets all of them.
     rounds = [
         (

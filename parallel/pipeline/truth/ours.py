@@ -24,7 +24,7 @@ from parallel.study.timeline import Timeline
 @dataclass(frozen=True)
 class Measured:
     """One run. wall: until the last rank's executor had returned, in seconds from the common
-    begin. timeline: in the same seconds. loss: the sum of the micro-batches' losses."""
+    start. timeline: in the same seconds. loss: the sum of the micro-batches' losses."""
 
     wall: float
     timeline: Timeline

@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,10 @@ def run_ranks(
     """
     # Ranks are forked from one process that has imported what they need.
     multiprocessing.set_forkserver_preload([function.__module__])
+    # Ctrl-C reaches every process of the terminal: the server ignores it while it imports.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             _rank,
@@ -51,6 +57,9 @@ def _rank(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word; the first process has one
+    if not folder.exists():  # which has ended meanwhile
+        return
     torch.set_num_threads(1)
     if real_time:  # before gloo makes its threads, which inherit it
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))

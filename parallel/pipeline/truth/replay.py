@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from parallel.schedule.follow import Walk
 from parallel.schedule.lower import Message, inputs, outputs
 from parallel.schedule.table import Action, Item, Overlap, Schedule
 from parallel.study.timeline import Timeline
@@ -12,26 +14,27 @@ from parallel.study.timeline import Timeline
 def replay(timeline: Timeline) -> float:
     """The makespan if each item took as long as it did, and nothing were lost between items.
 
-    An item then begins when its rank is free and its inputs have been computed. What the measured
+    An item then starts when its rank is free and its inputs have been computed. What the measured
     makespan has beyond this went into messages, and what this has beyond the simulated one into
     items that took longer than they cost. The timeline is of a whole step.
     """
     schedule = timeline.schedule
+    walk: Walk[Message] = Walk()
     made: dict[Message, float] = {}
-    clocks, positions = [0.0] * schedule.ranks, [0] * schedule.ranks
-    moved = True
-    while moved:
-        moved = False
-        for rank, spans in enumerate(timeline.by_rank):
-            for span in spans[positions[rank] :]:
-                waits = inputs(schedule, span.item)
-                if not all(message in made for message in waits):
-                    break
-                begin = max([clocks[rank], *(made[message] for message in waits)])
-                clocks[rank] = begin + span.end - span.begin
-                made |= dict.fromkeys(outputs(schedule, span.item), clocks[rank])
-                positions[rank] += 1
-                moved = True
+    clocks = [0.0] * schedule.ranks
+
+    def run(rank: int) -> Iterator[Message]:
+        for span in timeline.by_rank[rank]:
+            for message in inputs(schedule, span.item):
+                if message not in made:
+                    yield message
+                clocks[rank] = max(clocks[rank], made[message])
+            clocks[rank] += span.end - span.begin
+            for message in outputs(schedule, span.item):
+                made[message] = clocks[rank]
+                walk.happen(message)
+
+    walk.follow(map(run, range(schedule.ranks)))
     return max(clocks)
 
 

@@ -106,9 +106,10 @@ class SleepingStage:
     """One stage of the identity that sleeps for `times`.
 
     first, last: of the model. exchanges: as in an MoE layer, all that it does lies between a
-    dispatch and a combine, and the weight gradient behind the reverse dispatch: the input gradient
-    leaves last, as the simulation has it. Without, as in a dense layer, it leaves before the weight
-    gradient runs. The micro-batch is a number, which the tensors carry: the loss is their sum.
+    dispatch and a combine, and the weight gradient runs after the reverse dispatch: the input
+    gradient leaves last, as the simulation has it. Without, as in a dense layer, it leaves before
+    the weight gradient runs. The micro-batch is a number, which the tensors carry: the loss is
+    their sum.
     """
 
     times: StageTimes

@@ -25,7 +25,7 @@ from torch.distributed.pipelining.schedules import (
 from parallel.pipeline.truth.sleeping import SHAPE, StageTimes, stage_times
 from parallel.ranks.together import start_together
 from parallel.schedule.table import Schedule
-from parallel.study.costs import CostModel
+from parallel.study.costs import NOTHING, CostModel
 
 CLASSES: Mapping[str, Any] = {
     "1f1b": Schedule1F1B,
@@ -71,8 +71,7 @@ class TorchPipeline:
     _runner: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        nothing = CostModel(forward=0.0, input_grad=0.0, weight_grad=0.0)
-        times = stage_times(self.schedule, nothing, dist.get_rank())
+        times = stage_times(self.schedule, NOTHING, dist.get_rank())
         self._modules = {stage: _SleepingModule(t) for (_, stage), t in sorted(times.items())}
         stages = [
             PipelineStage(
@@ -89,7 +88,7 @@ class TorchPipeline:
         self._step()  # its first step connects the ranks and learns the shapes
 
     def execute(self, costs: CostModel) -> float:
-        """One step; until the last rank's has returned, in seconds from the common begin."""
+        """One step; until the last rank's has returned, in seconds from the common start."""
         for (_, stage), times in stage_times(self.schedule, costs, dist.get_rank()).items():
             self._modules[stage].times = times
         origin = start_together()

@@ -12,7 +12,9 @@ from parallel.schedule.generators.interleaved import interleaved
 from parallel.schedule.generators.one_f_one_b import one_f_one_b
 from parallel.schedule.generators.zbv import zbv
 from parallel.schedule.generators.zero_bubble import zb_h1, zb_h2
-from parallel.schedule.table import Schedule, ScheduleError
+from parallel.schedule.settings import Setting, SettingError
+from parallel.schedule.shown import shown
+from parallel.schedule.table import Schedule
 
 __all__ = ["GENERATORS", "forward_only", "generate"]
 
@@ -32,11 +34,10 @@ GENERATORS: Mapping[str, Callable[[int, int], Schedule]] = {
 def generate(name: str, ranks: int, micro_batches: int) -> Schedule:
     """The schedule called `name`; micro_batches counts those of all flows together.
 
-    Raises ScheduleError, in one line that names the config key and what would be right, where
-    there is no such schedule or it does not support these numbers.
+    Raises SettingError, in one line that says what would be right, where there is no such schedule
+    or it does not support these numbers.
     """
     if name not in GENERATORS:
-        raise ScheduleError(
-            f"pipeline.schedule: no schedule is called {name!r}; there are {', '.join(GENERATORS)}"
-        )
+        there_are = f": no schedule is called {shown(name)}; there are {', '.join(GENERATORS)}"
+        raise SettingError(Setting.SCHEDULE, there_are)
     return GENERATORS[name](ranks, micro_batches)

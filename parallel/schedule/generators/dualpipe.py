@@ -10,8 +10,9 @@ rank r.
 from __future__ import annotations
 
 from parallel.schedule.generators.eight_steps import program
-from parallel.schedule.generators.writer import Place
-from parallel.schedule.table import Schedule, ScheduleError, require_counts
+from parallel.schedule.generators.placements import one_stage_each, v_placement
+from parallel.schedule.settings import Setting, SettingError, require_counts
+from parallel.schedule.table import Schedule
 
 
 def dualpipe(ranks: int, micro_batches: int) -> Schedule:
@@ -19,20 +20,20 @@ def dualpipe(ranks: int, micro_batches: int) -> Schedule:
 
     Flow 1 enters the model's stage 0 at the last rank. Each flow has half of the micro-batches;
     parameters are held twice, ranks + 1 activations at most.
-    Raises ScheduleError unless both counts are even and micro_batches >= 2 x ranks.
+    Raises SettingError unless both counts are even and micro_batches >= 2 x ranks.
     """
     require_counts("dualpipe", ranks, micro_batches)
     if ranks % 2:
-        raise ScheduleError(
-            f"dualpipe needs an even mesh.pipeline, got {ranks}: set mesh.pipeline to "
-            f"{ranks + 1}, or pipeline.schedule to dualpipev"
-        )
+        raise SettingError(
+            "dualpipe needs ", Setting.RANKS, f" to be even, got {ranks}: set ", Setting.RANKS,
+            f" to {ranks + 1}, or ", Setting.SCHEDULE, " to dualpipev",
+        )  # fmt: skip
     _require_twice_the_ranks("dualpipe", ranks, micro_batches)
     if micro_batches % 2:
-        raise ScheduleError(
-            f"dualpipe needs an even pipeline.micro_batches, got {micro_batches}: set it to "
-            f"{micro_batches + 1}"
-        )
+        raise SettingError(
+            "dualpipe needs ", Setting.MICRO_BATCHES, f" to be even, got {micro_batches}: set ",
+            Setting.MICRO_BATCHES, f" to {micro_batches + 1}",
+        )  # fmt: skip
     half = ranks // 2
     programs = []
     for rank in range(ranks):
@@ -41,7 +42,7 @@ def dualpipe(ranks: int, micro_batches: int) -> Schedule:
             programs.append(program(half, rank, micro_batches // 2, places))
         else:
             programs.append(program(half, ranks - 1 - rank, micro_batches // 2, places[::-1]))
-    placement = {(0, rank): rank for rank in range(ranks)}
+    placement = one_stage_each(ranks)
     placement |= {(1, ranks - 1 - rank): rank for rank in range(ranks)}
     return Schedule("dualpipe", ranks, micro_batches, placement, tuple(programs))
 
@@ -50,23 +51,21 @@ def dualpipev(ranks: int, micro_batches: int) -> Schedule:
     """DualPipeV: rank r holds stages r and 2 x ranks - 1 - r of one flow.
 
     Parameters are held once, ranks + 1/2 activations at most (in full stages, two of these).
-    Raises ScheduleError unless micro_batches >= 2 x ranks.
+    Raises SettingError unless micro_batches >= 2 x ranks.
     """
     require_counts("dualpipev", ranks, micro_batches)
     _require_twice_the_ranks("dualpipev", ranks, micro_batches)
     programs = []
-    placement: dict[Place, int] = {}
     for rank in range(ranks):
         places = ((0, rank), (0, 2 * ranks - 1 - rank))
         programs.append(program(ranks, rank, micro_batches, places))
-        placement |= dict.fromkeys(places, rank)
-    return Schedule("dualpipev", ranks, micro_batches, placement, tuple(programs))
+    return Schedule("dualpipev", ranks, micro_batches, v_placement(ranks), tuple(programs))
 
 
 def _require_twice_the_ranks(name: str, ranks: int, micro_batches: int) -> None:
     least = 2 * ranks
     if micro_batches < least:
-        raise ScheduleError(
-            f"{name} needs pipeline.micro_batches >= 2 x mesh.pipeline = {least}, got "
-            f"{micro_batches}: set pipeline.micro_batches to {least} or more"
-        )
+        raise SettingError(
+            f"{name} needs ", Setting.MICRO_BATCHES, " >= 2 x ", Setting.RANKS, f" = {least}, got "
+            f"{micro_batches}: set ", Setting.MICRO_BATCHES, f" to {least} or more",
+        )  # fmt: skip

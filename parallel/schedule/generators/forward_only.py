@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from parallel.schedule.table import Action, Placement, Schedule, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Action, Placement, Schedule
 
 
 def forward_only(placement: Placement, micro_batches: int) -> Schedule:

@@ -6,7 +6,8 @@ how long the first of them needs to come round to it again.
 
 from __future__ import annotations
 
-from parallel.schedule.table import Action, Program, Schedule, ScheduleError, require_counts
+from parallel.schedule.settings import Setting, SettingError, require_counts
+from parallel.schedule.table import Action, Program, Schedule, ScheduleError
 
 
 def interleaved(ranks: int, micro_batches: int, stages_a_rank: int = 2) -> Schedule:
@@ -20,10 +21,10 @@ def interleaved(ranks: int, micro_batches: int, stages_a_rank: int = 2) -> Sched
         raise ScheduleError(f"interleaved needs at least 1 stage a rank, got {stages_a_rank}")
     if micro_batches % ranks:
         above = micro_batches + ranks - micro_batches % ranks
-        raise ScheduleError(
-            f"interleaved needs pipeline.micro_batches to be a multiple of mesh.pipeline = "
-            f"{ranks}, got {micro_batches}: set pipeline.micro_batches to {above}"
-        )
+        raise SettingError(
+            "interleaved needs ", Setting.MICRO_BATCHES, " to be a multiple of ", Setting.RANKS,
+            f" = {ranks}, got {micro_batches}: set ", Setting.MICRO_BATCHES, f" to {above}",
+        )  # fmt: skip
     placement = {(0, stage): stage % ranks for stage in range(stages_a_rank * ranks)}
     programs = tuple(_program(rank, ranks, micro_batches, stages_a_rank) for rank in range(ranks))
     return Schedule("interleaved", ranks, micro_batches, placement, programs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from parallel.schedule.table import Action, Program, Schedule, require_counts
+from parallel.schedule.generators.placements import one_stage_each
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Action, Program, Schedule
 
 
 def one_f_one_b(ranks: int, micro_batches: int) -> Schedule:
@@ -11,7 +13,7 @@ def one_f_one_b(ranks: int, micro_batches: int) -> Schedule:
     Raises ScheduleError for a count below 1.
     """
     require_counts("1f1b", ranks, micro_batches)
-    placement = {(0, rank): rank for rank in range(ranks)}
+    placement = one_stage_each(ranks)
     programs = tuple(_program(rank, ranks, micro_batches) for rank in range(ranks))
     return Schedule("1f1b", ranks, micro_batches, placement, programs)
 

@@ -6,8 +6,10 @@ backwards begin early, and all ranks hold equally many activations.
 
 from __future__ import annotations
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.generators.writer import Place, Writer
-from parallel.schedule.table import Program, Schedule, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Program, Schedule
 
 
 def zbv(ranks: int, micro_batches: int) -> Schedule:
@@ -18,13 +20,11 @@ def zbv(ranks: int, micro_batches: int) -> Schedule:
     Raises ScheduleError for a count below 1.
     """
     require_counts("zbv", ranks, micro_batches)
-    placement: dict[Place, int] = {}
     programs = []
     for rank in range(ranks):
         places = ((0, rank), (0, 2 * ranks - 1 - rank))
-        placement |= dict.fromkeys(places, rank)
         programs.append(_program(ranks, rank, micro_batches, places))
-    return Schedule("zbv", ranks, micro_batches, placement, tuple(programs))
+    return Schedule("zbv", ranks, micro_batches, v_placement(ranks), tuple(programs))
 
 
 def _program(ranks: int, depth: int, micro_batches: int, places: tuple[Place, Place]) -> Program:

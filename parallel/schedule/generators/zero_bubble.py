@@ -7,8 +7,10 @@ as many micro-batches as it has begun fewer, so that every rank holds equally ma
 
 from __future__ import annotations
 
+from parallel.schedule.generators.placements import one_stage_each
 from parallel.schedule.generators.writer import Writer
-from parallel.schedule.table import Program, Schedule, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Program, Schedule
 
 
 def zb_h1(ranks: int, micro_batches: int) -> Schedule:
@@ -31,7 +33,7 @@ def zb_h2(ranks: int, micro_batches: int) -> Schedule:
 def _schedule(name: str, ranks: int, micro_batches: int, depth: int) -> Schedule:
     """depth: forwards to begin with, for each stage between a rank's own and the last one."""
     require_counts(name, ranks, micro_batches)
-    placement = {(0, rank): rank for rank in range(ranks)}
+    placement = one_stage_each(ranks)
     programs = tuple(
         _program(rank, depth * (ranks - 1 - rank), depth * rank, micro_batches)
         for rank in range(ranks)

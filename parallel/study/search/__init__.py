@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 
 from parallel.schedule.check import check
 from parallel.schedule.cycle_collector import collector_paused
-from parallel.schedule.table import Schedule, ScheduleError, require_counts
+from parallel.schedule.settings import require_counts
+from parallel.schedule.table import Schedule, ScheduleError
 from parallel.study.costs import CostModel
 from parallel.study.search.anneal import Annealing, Budget, Progress
 from parallel.study.search.bound import lower_bound
 from parallel.study.search.orders import TIE, Orders
 from parallel.study.search.starts import begin, fitting, handcrafted
+from parallel.study.search.words import SEARCHED
 from parallel.study.simulate import simulate
 
 __all__ = ["Found", "Progress", "search"]
@@ -30,8 +32,9 @@ __all__ = ["Found", "Progress", "search"]
 class Found:
     """What a search found.
 
-    makespan, start_makespan: of the table, and of the best one that it began with, called
+    makespan, start_makespan: of the table, and of the best one that it started with, called
     `start`, in the unit of the costs. lower_bound: no table on a V under this cap is done sooner.
+    stopped: by Ctrl-C, which ends the search with what it has found so far.
     """
 
     schedule: Schedule
@@ -41,6 +44,7 @@ class Found:
     lower_bound: float
     moves: int
     seconds: float
+    stopped: bool
 
     @property
     def optimal(self) -> bool:
@@ -61,15 +65,15 @@ def search(
     progress: Callable[[Progress], None] | None = None,
     start: Schedule | None = None,
 ) -> Found:
-    """Search for the table on a V that is done soonest; never worse than the best it begins with.
+    """Search for the table on a V that is done soonest; never worse than the best it starts with.
 
     memory_cap: activations a rank holds at most, in full stages; `ranks` + 1/2 by default, as
     DualPipeV. seconds: how long to search, less if a table is as good as the lower bound. moves:
-    stop after so many instead; the same seed then gives the same table. start: begin with this
-    table rather than with the handcrafted ones. progress: called about once a second.
+    stop after this many instead; the same seed then gives the same table. start: start with this
+    table rather than with the handcrafted ones. progress: called about once per second.
     Raises ScheduleError for counts, a cap or a start that cannot be.
     """
-    require_counts("searched", ranks, micro_batches)
+    require_counts(SEARCHED, ranks, micro_batches)
     cap = 2 * ranks + 1 if memory_cap is None else math.floor(2 * memory_cap + TIE)
     if cap < 2:
         raise ScheduleError(f"searched needs a memory cap of at least 1 full stage, got {cap / 2}")
@@ -81,12 +85,16 @@ def search(
     least = simulate(first, costs).makespan
     budget = Budget(seconds, moves, progress)
     annealing = Annealing(orders, costs, bound, least, seed)
-    annealing.rounds([begin(table, orders) for table in tables], budget)
-    schedule, makespan = replace(first, name="searched"), least
+    stopped = False
+    try:
+        annealing.rounds([begin(table, orders) for table in tables], budget)
+    except KeyboardInterrupt:
+        stopped = True
+    schedule, makespan = replace(first, name=SEARCHED), least
     if annealing.best:
         found = annealing.best.schedule()
         if (end := simulate(found, costs).makespan) < least - TIE:
             schedule, makespan = found, end
     check(schedule)
     taken = time.monotonic() - begun
-    return Found(schedule, makespan, first.name, least, bound, budget.made, taken)
+    return Found(schedule, makespan, first.name, least, bound, budget.made, taken, stopped)

@@ -14,7 +14,7 @@ from parallel.study.search.moves import propose
 from parallel.study.search.orders import TIE, Line, Orders
 from parallel.study.search.run import Run
 
-# Of a round: moves a letter, if there is time; temperatures at the begin and the end, over the mean
+# Of a round: moves a letter, if there is time; temperatures at the start and the end, over the mean
 # duration of a letter. A cool one stays near its start, a hot one does not.
 COOL, HOT = (200, 0.04, 0.005), (400, 0.16, 0.02)
 SPREAD = 0.6  # what the mean end of the ranks counts for, beside the last
@@ -25,7 +25,7 @@ ANOTHER = 0.15  # how often one more change is made at once
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search is. rate: moves a second. seconds_left: an estimate."""
+    """Where a search is. rate: moves per second. seconds_left: an estimate."""
 
     best: float
     lower_bound: float

@@ -34,9 +34,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Action, Kind, Schedule
 from parallel.study.costs import CostModel, Costs
-from parallel.study.search.words import v_placement
+from parallel.study.search.words import SEARCHED
 
 
 def lower_bound(costs: CostModel, ranks: int, micro_batches: int, cap: int) -> float:
@@ -59,7 +60,7 @@ class _Bound:
 
     def __init__(self, costs: CostModel, ranks: int) -> None:
         placement = v_placement(ranks)
-        made_out = Costs(costs, Schedule("searched", ranks, ranks, placement, ((),) * ranks))
+        made_out = Costs(costs, Schedule(SEARCHED, ranks, ranks, placement, ((),) * ranks))
         self._ranks, self._hop = ranks, costs.hop + costs.transmission
         optimizer = made_out.optimizer
         self._after = [max(optimizer)] * ranks if costs.optimizer_waits else optimizer
@@ -71,7 +72,7 @@ class _Bound:
         self._forward, self._backward, self._weight_grad = each("F"), each("B"), each("W")
         factor = costs.pair_factor
         self._factor = list(factor) if isinstance(factor, Sequence) else [factor] * ranks
-        # How soon after its begin a stage's F, and its I, can end: alone, or in a pair.
+        # How soon after its start a stage's F, and its I, can end: alone, or in a pair.
         self._down, self._up = [], []
         for stage, input_grad in enumerate(each("I")):
             both = stage, 2 * ranks - 1 - stage

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Action, Kind, Overlap, Schedule
 from parallel.study.costs import CostModel, Costs
 from parallel.study.search.words import (
@@ -14,17 +15,32 @@ from parallel.study.search.words import (
     INPUT,
     LETTERS,
     PAIR,
+    SEARCHED,
     Word,
     stage_of,
-    v_placement,
 )
 
 TIE = 1e-9  # times closer than this are one
 
-# Duration; the slots of what it waits for; how many Ws the letters before it have left, and how
-# many of these the memory cap wants done first; the slots where it puts what it makes, each with
-# how long that is under way. Slot 0 is none.
-Op: TypeAlias = tuple[float, int, int, int, int, int, float, int, float]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """A letter made out. Slots are where what one rank makes for another arrives; 0 is none.
+
+    first_input, second_input: the slots of what it waits for. split: how many Ws the letters before
+    it have left. wanted: how many of these the memory cap wants done first. first_output,
+    second_output: the slots of what it makes, each with how long that is under way.
+    """
+
+    duration: float
+    first_input: int
+    second_input: int
+    split: int
+    wanted: int
+    first_output: int
+    first_under_way: float
+    second_output: int
+    second_under_way: float
 
 
 class Line:
@@ -38,7 +54,7 @@ class Line:
 
     def __init__(self, word: Word, ops: list[Op], weights: list[float]) -> None:
         self.word, self.ops, self.weights = word, ops, weights
-        self.left = list(accumulate([op[0] for op in reversed(ops)], initial=0.0))[::-1]
+        self.left = list(accumulate([op.duration for op in reversed(ops)], initial=0.0))[::-1]
         self.rest = list(accumulate(reversed(weights), initial=0.0))[::-1]
         self.work = self.left[0] + self.rest[0]
         self._made_at: dict[int, int] = {}
@@ -47,7 +63,7 @@ class Line:
         """The position of what fills a slot."""
         if not self._made_at:
             for position, op in enumerate(self.ops):
-                self._made_at[op[5]] = self._made_at[op[7]] = position
+                self._made_at[op.first_output] = self._made_at[op.second_output] = position
         return self._made_at[slot]
 
 
@@ -59,7 +75,7 @@ class Orders:
 
     def __init__(self, costs: CostModel, ranks: int, micro_batches: int, cap: int) -> None:
         self.ranks, self.micro_batches, self.cap = ranks, micro_batches, cap
-        empty = Schedule("searched", ranks, micro_batches, v_placement(ranks), ((),) * ranks)
+        empty = Schedule(SEARCHED, ranks, micro_batches, v_placement(ranks), ((),) * ranks)
         self.costs = Costs(costs, empty)
         self.hop, self.transmission = costs.hop, costs.transmission
         optimizer = self.costs.optimizer
@@ -115,7 +131,7 @@ class Orders:
         if FORWARD_PHASE[letter] >= 0:
             second = self._path(FORWARD + FORWARD_PHASE[letter], rank, forward)
         one, two = (first[1:], second[1:]) if first[1] else (second[1:], nothing[1:])
-        return self.durations[rank][letter], first[0], second[0], *ws, *one, *two
+        return Op(self.durations[rank][letter], first[0], second[0], *ws, *one, *two)
 
     def line(self, rank: int, word: Word) -> Line | None:
         """A rank's word made out; None for one above the cap, or out of order on this rank.

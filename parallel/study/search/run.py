@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from math import inf
 
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Schedule
 from parallel.study.search.orders import TIE, Line, Orders
-from parallel.study.search.words import INPUT, PAIR, program_of, v_placement
+from parallel.study.search.words import INPUT, PAIR, SEARCHED, program_of
 
 
 class Run:
@@ -75,10 +76,10 @@ class Run:
             clock, done = (ends[-1], filled[-1]) if ends else (0.0, 0)
             weights = line.weights
             for op in line.ops[len(ends) :]:
-                duration, source, other, split, wanted, target, under_way, second, later = op
-                while done < wanted:
+                while done < op.wanted:
                     clock += weights[done]
                     done += 1
+                source, other = op.first_input, op.second_input
                 arrival = arrivals[source]
                 if other and arrivals[other] > arrival:
                     source, arrival = other, arrivals[other]
@@ -86,6 +87,7 @@ class Run:
                     if arrival == inf:
                         waiting[source] = rank
                         break
+                    split = op.split
                     while done < split and clock + 0.5 * weights[done] <= arrival:
                         clock += weights[done]
                         done += 1
@@ -93,21 +95,25 @@ class Run:
                         clock = arrival
                         if clock + line.left[len(ends)] + line.rest[done] > limit:
                             return False
-                clock += duration
+                clock += op.duration
                 ends.append(clock)
                 filled.append(done)
+                target = op.first_output
                 if target:
+                    under_way = op.first_under_way
                     if send:
                         under_way = send(rank, clock, target, under_way)
                     arrivals[target] = clock + under_way
                     if target in waiting:
                         awake.append(waiting.pop(target))
-                    if second:
+                    target = op.second_output
+                    if target:
+                        under_way = op.second_under_way
                         if send:
-                            later = send(rank, clock, second, later)
-                        arrivals[second] = clock + later
-                        if second in waiting:
-                            awake.append(waiting.pop(second))
+                            under_way = send(rank, clock, target, under_way)
+                        arrivals[target] = clock + under_way
+                        if target in waiting:
+                            awake.append(waiting.pop(target))
         return not waiting
 
     def _channels(self) -> Callable[[int, float, int, float], float]:
@@ -138,8 +144,9 @@ class Run:
         while position >= 0:
             path.append((rank, position))
             op = lines[rank].ops[position]
-            begin = ends[rank][position] - op[0] - TIE
-            slot = next((s for s in op[1:3] if s and arrivals[s] >= begin), 0)
+            begin = ends[rank][position] - op.duration - TIE
+            waited = op.first_input, op.second_input
+            slot = next((s for s in waited if s and arrivals[s] >= begin), 0)
             if slot:
                 rank = self.orders.source_of(slot)
                 position = lines[rank].made_at(slot)
@@ -155,24 +162,24 @@ class Run:
             program_of(self.lines[rank].word, self.filled[rank], whole[rank], rank, ranks)
             for rank in range(ranks)
         )
-        return Schedule("searched", ranks, micro_batches, v_placement(ranks), programs)
+        return Schedule(SEARCHED, ranks, micro_batches, v_placement(ranks), programs)
 
     def _whole(self) -> list[set[int]]:
         """By rank, the positions of I that are one B with the W after them, and nobody waits."""
         begins = {}
         for line, ends in zip(self.lines, self.ends):
             for op, end in zip(line.ops, ends):
-                begins[op[1]] = begins[op[2]] = end - op[0]
+                begins[op.first_input] = begins[op.second_input] = end - op.duration
         whole: list[set[int]] = []
         for line, ends, filled in zip(self.lines, self.ends, self.filled):
             whole.append(set())
             after = [*filled[1:], len(line.weights)]
             for position, letter in enumerate(line.word):
                 op, end, done = line.ops[position], ends[position], filled[position]
-                if not INPUT <= letter < PAIR or not done == op[3] < after[position]:
+                if not INPUT <= letter < PAIR or not done == op.split < after[position]:
                     continue
-                arrival = end + line.weights[done] + op[6]
-                waits = op[5] and (self.orders.transmission or arrival > begins[op[5]] + TIE)
-                if not waits:
+                arrival = end + line.weights[done] + op.first_under_way
+                slot = op.first_output
+                if not slot or not (self.orders.transmission or arrival > begins[slot] + TIE):
                     whole[-1].add(position)
         return whole

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from parallel.schedule.check import check, peak_in_flight
 from parallel.schedule.generators import GENERATORS
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Schedule, ScheduleError
 from parallel.study.search.orders import TIE, Orders
 from parallel.study.search.run import Run
-from parallel.study.search.words import FORWARD, INPUT, PAIR, Word, v_placement, words_of
+from parallel.study.search.words import FORWARD, INPUT, PAIR, Word, words_of
 
 
 def fitting(table: Schedule, orders: Orders) -> Schedule:

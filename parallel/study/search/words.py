@@ -16,17 +16,13 @@ from typing import TypeAlias
 
 from parallel.schedule.table import Action, Item, Overlap, Program, Schedule
 
+SEARCHED = "searched"  # the name of a table that has been found
 # F0 F1 I0 I1, then the pairs F0&B0 F0&B1 F1&B0 F1&B1.
 FORWARD, INPUT, PAIR, LETTERS = 0, 2, 4, 8
 FORWARD_PHASE = (0, 1, -1, -1, 0, 0, 1, 1)
 BACKWARD_PHASE = (-1, -1, 0, 1, 0, 1, 0, 1)
 
 Word: TypeAlias = list[int]
-
-
-def v_placement(ranks: int) -> dict[tuple[int, int], int]:
-    """Rank r holds stages r and 2 x ranks - 1 - r of one flow."""
-    return {(0, stage): min(stage, 2 * ranks - 1 - stage) for stage in range(2 * ranks)}
 
 
 def stage_of(rank: int, phase: int, ranks: int) -> int:

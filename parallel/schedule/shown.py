@@ -1,0 +1,27 @@
+"""Values and names from outside, as one short printable line can show them."""
+
+from __future__ import annotations
+
+import reprlib
+
+
+def shown(value: object) -> str:
+    """What Python calls `value`, shortened: of any size, of any depth, or within itself."""
+    return printable(_Short().repr(value))
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would act on, or cannot show, escaped: on one line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = 4
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr_int(self, value: int, level: int) -> str:
+        if value.bit_length() > 128:  # Python refuses to write out the largest
+            return f"a number of {value.bit_length()} bits"
+        return repr(value)
