@@ -23,7 +23,7 @@ from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.run.exit import refuse, run_guarded
+from trainer.run.rank import refuse, run_guarded
 from trainer.run.signals import StopRequest
 
 if TYPE_CHECKING:

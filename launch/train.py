@@ -8,7 +8,7 @@ import sys
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.run.exit import refuse, run_guarded
+from trainer.run.rank import refuse, run_guarded
 
 EXAMPLES = """\
 examples:

@@ -9,8 +9,8 @@ import torch
 
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.model.stage import ModelStage
-from trainer.run.exit import run_guarded
 from trainer.run.loop import train
+from trainer.run.rank import run_guarded
 
 
 class FaultyLayer(torch.nn.Module):

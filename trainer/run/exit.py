@@ -1,67 +1,125 @@
-"""How a command ends: what it says, on which rank, and its exit code.
+"""How a command ends: the one line that it says, and its exit code.
 
-0 all went well; 2 a config that cannot be run; 1 any other failure; 128 + n stopped by signal n.
+0 all went well; 2 a config, a table or arguments that cannot be run; 1 any other failure; 128 + n
+stopped by signal n, and so 141 where nobody reads standard output any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 from parallel.errors import TandemError
-from trainer.errors import ConfigError, Stopped
-from trainer.run.signals import StopRequest
+from trainer.io.terminal import printable, show_cursor
+from trainer.run.signals import SIGNALS
 
-# torchrun ends the other ranks when one has failed, so a rank that stays silent for this long
-# lets rank 0 say what is wrong once, and still speaks if rank 0 has nothing to say.
-_SILENCE = 3.0
-# How gloo, NCCL and the store speak of a peer that is gone.
-_LOST_PEER = re.compile(r"gloo/|NCCL|ProcessGroup|TCPStore|Broken pipe")
+# How torch says that memory is used up: on the CPU it is a RuntimeError like others.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
 
-def refuse(error: ConfigError, prog: str) -> NoReturn:
-    """End for a bad config, which every rank has found by itself."""
-    if _rank() > 0:
-        time.sleep(_SILENCE)
-    print(f"{prog}: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
+def guarded(prog: str, command: Callable[[], int | None]) -> int:
+    """Run `command`, which returns an exit code or None for 0; the exit code to leave with.
 
-
-def run_guarded(command: Callable[[StopRequest], None], prog: str) -> NoReturn:
-    """Run a command to its end and exit. No failure hangs in a peer's collective: a rank that
-    fails leaves at once, without waiting for threads that wait for other ranks."""
-    stop = StopRequest()
-    rank = _rank()
-    code = 1
+    Errors become one line on stderr, with a traceback only for what is a defect of the program.
+    Ctrl-C is a KeyboardInterrupt within the command; SIGTERM and SIGHUP are SystemExit, so that
+    what was begun is ended. All output has been written when this returns.
+    """
     try:
-        command(stop)
-        code = 0
-    except Stopped as stopped:
-        code = stopped.exit_code
-        if rank == 0:
-            print(f"{prog}: {stopped}", file=sys.stderr)
-    except TandemError as error:
-        code = error.exit_code
-        if rank == 0 or not stop.wait(_SILENCE):
-            print(f"{prog}: {error}", file=sys.stderr)
+        with _signals_as_exceptions():
+            code = command() or 0
+            sys.stdout.flush()
     except BaseException as error:
-        if isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
-            line = str(error).splitlines()[0]
-            print(f"{prog}: rank {rank} has lost another rank: {line}", file=sys.stderr)
-        else:
-            for line in traceback.format_exc().splitlines():
-                print(f"[rank {rank}] {line}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == 0:
-        sys.exit(0)
-    os._exit(code)
+        code = report(prog, error)
+    return _flushed(prog, code)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+def report(prog: str, error: BaseException) -> int:
+    """Say on stderr what `error` means to the person at the console; the exit code for it."""
+    show_cursor()
+    line, code = explain(error)
+    if line is None:
+        for row in traceback.format_exception(error):
+            say(row.rstrip("\n"))
+    elif line:
+        say(f"{prog}: {line}")
+    return code
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """(the line, exit code) of an error; the line is "" where nothing is to be said, and None for
+    a defect of the program, which needs its traceback."""
+    match error:
+        case TandemError():
+            return printable(error), error.exit_code
+        case KeyboardInterrupt():
+            return "stopped by Ctrl-C", 128 + signal.SIGINT
+        case SystemExit():
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            named = isinstance(error.code, (_StoppedBy, str))
+            return (printable(error.code) if named else ""), code
+        case BrokenPipeError():  # whoever read standard output has enough of it
+            return "", 128 + signal.SIGPIPE
+        case OSError(strerror=str()):
+            where = f"{printable(error.filename)}: " if error.filename is not None else ""
+            return f"{where}{error.strerror}", 1
+        case MemoryError():
+            return "not enough memory", 1
+        case RuntimeError() if _NO_MEMORY.search(str(error)):
+            return f"not enough memory: {printable(str(error).splitlines()[0])}", 1
+    return None, 1
+
+
+def say(line: str) -> None:
+    """A line on stderr, if that can be written at all."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+class _StoppedBy(int):
+    """The exit code of a command that signal n has stopped: 128 + n."""
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self - 128).name}"
+
+
+def _raise_exit(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(_StoppedBy(128 + number))
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Within, what asks a process to end raises; a signal that is ignored (nohup) stays so."""
+    before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+    for number in before:
+        interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if interrupt else _raise_exit)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flushed(prog: str, code: int) -> int:
+    """The exit code once all output is out: what cannot be written is a failure, said once."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            if code == 0:
+                code = report(prog, error if isinstance(error, OSError) else OSError())
+            _discard(stream.fileno())
+    return code
+
+
+def _discard(descriptor: int) -> None:
+    """Send to nowhere what is left in a stream's buffer, which Python would try again at exit."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
