@@ -6,6 +6,9 @@ and V2 checkpoints are. One file after the other is converted, so that memory ho
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
 import argparse
 import dataclasses
 import json

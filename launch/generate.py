@@ -7,6 +7,9 @@ the same as without, sooner.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
 import argparse
 import json
 import os

@@ -6,6 +6,9 @@ process is started.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
 import argparse
 import dataclasses
 import json

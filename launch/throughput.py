@@ -6,25 +6,31 @@ has started it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
 import json
 import os
-import signal
-import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from trainer.bench.limited_link import LinkError, limited_link
+from parallel.ranks.environment import Place, place_from_environment
+from trainer.bench.limited_link import limited_link
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.run.rank import refuse, run_guarded
+from trainer.io.writable import naming_file, require_writable
+from trainer.run.exit import reported, signals_as_exceptions
+from trainer.run.local_ranks import own_command, require_room, run_ranks_here
+from trainer.run.rank import run_rank, said_once
 from trainer.run.signals import StopRequest
+from trainer.run.supervise import Child, supervise
 
 if TYPE_CHECKING:
     from parallel.ranks.process import Process
@@ -55,6 +61,7 @@ pipeline are not all-to-alls and are shown apart. Tokens are random, from run.se
 on the data, so the load of the experts is shown with the result. docs/overlap.md has more.
 """
 _RATE_INSIDE = "TANDEM_LINK_RATE"
+_MOST_STEPS = 10_000  # what is noted of each is held in memory
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,26 @@ class Options:
     save_timeline: Path | None
     json: bool
 
-    def problem(self, under_torchrun: bool) -> str | None:
-        if self.steps < 1:
-            return f"--steps must be 1 or more, got {self.steps}"
-        if self.warmup < 0:
-            return f"--warmup must be 0 or more, got {self.warmup}"
-        if under_torchrun and self.link_rate != os.environ.get(_RATE_INSIDE):
-            return "--link-rate starts its own processes: run it with python, not torchrun"
-        return None
+    def require_sense(self, world: int, place: Place | None) -> None:
+        """Raise ConfigError for what cannot be measured or written."""
+        if not 1 <= self.steps <= _MOST_STEPS:
+            raise ConfigError(f"--steps must be between 1 and {_MOST_STEPS}, got {self.steps}")
+        if not 0 <= self.warmup <= _MOST_STEPS:
+            raise ConfigError(f"--warmup must be between 0 and {_MOST_STEPS}, got {self.warmup}")
+        if place is not None and self.link_rate != os.environ.get(_RATE_INSIDE):
+            raise ConfigError(
+                "--link-rate starts its own processes: run it with python, not torchrun"
+            )
+        if self.link_rate is not None and world == 1:
+            raise ConfigError("--link-rate needs several processes to have a link: mesh asks for 1")
+        if self.save_costs is not None and self.save_costs == self.save_timeline:
+            raise ConfigError(f"--save-costs and --save-timeline are both {self.save_costs}")
+        for option, path in (
+            ("save-costs", self.save_costs),
+            ("save-timeline", self.save_timeline),
+        ):
+            if path is not None:
+                require_writable(f"--{option}", path)
 
     def trial(self, config: Config) -> Trial:
         from trainer.bench.throughput import Trial
@@ -86,29 +105,25 @@ class Options:
         return Trial(modes, self.steps, self.warmup)
 
 
-def main() -> None:
-    under_torchrun = "RANK" in os.environ
-    try:
-        config, options = _parse(sys.argv[1:])
-        world = mesh_of(config).world
-        validate(config, int(os.environ["WORLD_SIZE"]) if under_torchrun else world)
-        problem = options.problem(under_torchrun)
-        if problem is not None:
-            raise ConfigError(problem)
-    except ConfigError as error:
-        refuse(error, "throughput")
-    if under_torchrun:
-        run_guarded(lambda stop: _rank(config, options, stop), "throughput")
-    try:
-        sys.exit(_start(world, options))
-    except LinkError as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, after one line on what cannot be done."""
+    return reported("throughput", lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
-def _parse(arguments: list[str]) -> tuple[Config, Options]:
+def _main(arguments: Sequence[str]) -> int:
+    with said_once():
+        config, options = _parse(arguments)
+        place, world = place_from_environment(), mesh_of(config).world
+        if place is None:
+            require_room("throughput", world)
+        validate(config, world if place is None else place.world)
+        options.require_sense(world, place)
+    if place is None and world > 1:
+        return _start(world, options)
+    run_rank("throughput", lambda stop: _rank(config, options, stop))
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     parser = config_parser("throughput", __doc__ or "", EXAMPLES)
     add = parser.add_argument
     add("--steps", type=int, default=5, help="Steps to measure, of each mode.")
@@ -123,34 +138,13 @@ def _parse(arguments: list[str]) -> tuple[Config, Options]:
 
 
 def _start(world: int, options: Options) -> int:
-    """Run this command again under torchrun, on a limited link if asked to; its exit code."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--local-addr", "127.0.0.1", "--nproc-per-node", str(world), *sys.argv]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    signal.signal(signal.SIGTERM, _as_exit)
-    if options.link_rate is None:
-        return _run(command, environment)
-    environment |= {"GLOO_SOCKET_IFNAME": "lo", _RATE_INSIDE: options.link_rate}
-    with limited_link(options.link_rate) as inside:
-        return _run([*inside, *command], environment)
-
-
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    child = subprocess.Popen(command, env=environment)
-    try:
-        return child.wait()
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(30)
-            except subprocess.TimeoutExpired:
-                child.kill()
-
-
-def _as_exit(number: int, _: FrameType | None) -> NoReturn:
-    """A signal as an exception, so that all that was begun is ended."""
-    sys.exit(128 + number)
+    """Run this command as all ranks, on a limited link if asked to; the exit code."""
+    if options.link_rate is None or options.link_rate == os.environ.get(_RATE_INSIDE):
+        return run_ranks_here("throughput", world)
+    environment = {"GLOO_SOCKET_IFNAME": "lo", _RATE_INSIDE: options.link_rate}
+    with signals_as_exceptions(), limited_link(options.link_rate) as inside:
+        command = Child("the process on the link", [*inside, *own_command()], environment)
+        return supervise("throughput", [command])
 
 
 def _rank(config: Config, options: Options, stop: StopRequest) -> None:
@@ -160,17 +154,21 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
 
     process = Process.from_environment()
     device = process.device(config.run.device)
-    join(process, device, timedelta(seconds=config.run.timeout), "env://")
-    measured = measure(config, process, options.trial(config), stop)
-    if options.save_costs or options.save_timeline:
-        _save_costs(config, process, options)
+    if device.type == "cuda" and (options.save_costs or options.save_timeline):
+        raise ConfigError(
+            "--save-costs and --save-timeline time items by the host's clock, which does not see "
+            "the kernels of CUDA: set run.device to cpu"
+        )
+    roll_call = join(process, device, timedelta(seconds=config.run.timeout), "env://")
+    with roll_call.held_on_failure(lambda: stop.asked):
+        measured = measure(config, process, options.trial(config))
+        if measured is not None and options.json:
+            print(json.dumps(as_json(config, measured, options.link_rate), indent=2), flush=True)
+        elif measured is not None:
+            show(config, measured, options.link_rate)
+        if options.save_costs or options.save_timeline:
+            _save_costs(config, process, options)
     leave()
-    if measured is None:
-        return
-    if options.json:
-        print(json.dumps(as_json(config, measured, options.link_rate), indent=2))
-    else:
-        show(config, measured, options.link_rate)
 
 
 def _save_costs(config: Config, process: Process, options: Options) -> None:
@@ -183,10 +181,12 @@ def _save_costs(config: Config, process: Process, options: Options) -> None:
     if found is None:
         return
     if options.save_costs:
-        write_costs(found.costs, options.save_costs)
+        with naming_file("--save-costs", options.save_costs):
+            write_costs(found.costs, options.save_costs)
     if options.save_timeline:
-        write_timeline(found.timeline, options.save_timeline)
+        with naming_file("--save-timeline", options.save_timeline):
+            write_timeline(found.timeline, options.save_timeline)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

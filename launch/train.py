@@ -1,36 +1,56 @@
-"""Train a DeepSeek-V3-style model: torchrun --nproc-per-node N launch/train.py --config FILE."""
+"""Train a DeepSeek-V3-style model: python launch/train.py --config FILE.
+
+Starts one process for each rank of the config's mesh by itself, or runs as one rank where torchrun
+has started it.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
 
+import sys
+from collections.abc import Sequence
+
+from parallel.ranks.environment import place_from_environment
+from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
-from trainer.errors import ConfigError
-from trainer.run.rank import refuse, run_guarded
+from trainer.run.exit import reported
+from trainer.run.local_ranks import limit_threads, require_room, run_ranks_here
+from trainer.run.rank import run_rank, said_once
 
 EXAMPLES = """\
 examples:
   python launch/train.py --config configs/single.yaml
-  torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml
-  torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml --run.steps 20
+  python launch/train.py --config configs/cpu_4proc.yaml --run.steps 20
   python launch/train.py --config configs/single.yaml --data.path my_texts/ --print-config
+  torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, after one line on what cannot be done."""
+    return reported("train", lambda: _train(sys.argv[1:] if arguments is None else arguments))
+
+
+def _train(arguments: Sequence[str]) -> int:
     parser = config_parser("train", __doc__ or "", EXAMPLES)
-    try:
-        config, namespace = parse(parser, sys.argv[1:])
-        validate(config, int(os.environ.get("WORLD_SIZE", 1)))
-    except ConfigError as error:
-        refuse(error, "train")
+    with said_once():
+        config, namespace = parse(parser, arguments)
+        place, ranks = place_from_environment(), mesh_of(config).world
+        if place is None:
+            require_room("train", ranks)
+        validate(config, ranks if place is None else place.world)
+    if place is None and ranks > 1:
+        return run_ranks_here("train", ranks)
+    if place is None:
+        limit_threads()
     from trainer.run.loop import train  # imports torch, which a bad config need not wait for
 
     files = [str(file) for file in namespace.config or ()]
-    run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop, files), "train")
+    run_rank("train", lambda stop: train(config, to_yaml(parser, namespace), stop, files))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,9 @@ of torch.distributed.pipelining on the same sleeping stages.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
 import argparse
 import json
 import os

@@ -11,3 +11,11 @@ class TandemError(Exception):
     """
 
     exit_code = 1
+
+
+class LostRankError(TandemError):
+    """Other ranks do not answer. speaks: whether this is the rank that has to say it."""
+
+    def __init__(self, message: str, speaks: bool) -> None:
+        super().__init__(message)
+        self.speaks = speaks

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.yaml")
@@ -27,11 +33,11 @@ def simulate_command(*arguments: object) -> int:
 
 
 def start(
-    folder: Path, *arguments: str, processes: int = 1, script: str = "launch/train.py"
+    folder: Path, *arguments: str, processes: int = 0, script: str = "launch/train.py"
 ) -> subprocess.Popen[str]:
-    """Start a script, under torchrun where it has more than one process."""
+    """Start a script, which starts its ranks by itself, or so many `processes` by torchrun."""
     launcher = [sys.executable]
-    if processes > 1:
+    if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(processes)]
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}}
@@ -53,12 +59,38 @@ def finish(process: subprocess.Popen[str], timeout: float = 90.0) -> tuple[int, 
 
 
 def _own_lines(err: str) -> list[str]:
-    """Up to torchrun's report on its children, which stands behind ours."""
+    """Up to torchrun's report on its children, which stands after ours."""
     lines = []
     for line in err.splitlines():
-        if "torch/distributed/elastic/multiprocessing/api.py" in line:
+        if "torch/distributed/" in line:
             continue
         if line.startswith("Traceback"):
             break
         lines.append(line)
     return lines
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def steps_done(folder: Path, name: str = "tiny") -> int:
+    metrics = folder / "runs" / name / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    tensors = {}
+    for name, file in index["weight_map"].items():
+        with safe_open(folder / file, "pt") as shard:
+            tensors[name] = shard.get_tensor(name)
+    return tensors

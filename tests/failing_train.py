@@ -9,8 +9,9 @@ import torch
 
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.model.stage import ModelStage
+from trainer.run.local_ranks import run_ranks_here
 from trainer.run.loop import train
-from trainer.run.rank import run_guarded
+from trainer.run.rank import run_rank
 
 
 class FaultyLayer(torch.nn.Module):
@@ -32,6 +33,8 @@ class FaultyLayer(torch.nn.Module):
 def main() -> None:
     parser = config_parser("failing_train", "", "")
     config, namespace = parse(parser, sys.argv[1:])
+    if "RANK" not in os.environ:
+        sys.exit(run_ranks_here("failing_train", 2))
     if os.environ.get("RANK") == "1" and os.environ["FAULT"] == "text":
         config.data.path = "other.txt"
     elif os.environ.get("RANK") == "1":
@@ -44,7 +47,7 @@ def main() -> None:
             return plain(self, tape, x, micro_batch)
 
         ModelStage.forward = forward  # the fault is injected where a user's layer would have it
-    run_guarded(lambda stop: train(config, to_yaml(parser, namespace), stop), "failing_train")
+    run_rank("failing_train", lambda stop: train(config, to_yaml(parser, namespace), stop))
 
 
 if __name__ == "__main__":

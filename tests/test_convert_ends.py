@@ -189,6 +189,7 @@ def end_in_the_second(path, tensors):
 number, files, write = int(sys.argv.pop(1)), 0, writer.write_shard
 writer.write_shard = end_in_the_second
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as `python SCRIPT` does
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

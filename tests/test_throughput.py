@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from launch.throughput import main
 from parallel.schedule.generators.dualpipe import dualpipev
 from parallel.study.costs import read_costs
 from parallel.study.simulate import simulate
@@ -164,15 +165,38 @@ def _has_space(process: subprocess.Popen[str]) -> bool:
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (("--steps", "0"), "--steps must be 1 or more"),
+        (("--steps", "0"), "--steps must be between 1 and"),
+        (("--steps", "1000000000"), "--steps must be between 1 and"),
+        (("--warmup", "-1"), "--warmup must be between 0 and"),
         (("--link-rate", "fast"), "a rate is a number"),
+        (("--link-rate", "1gbit", "--mesh.expert", "1"), "--link-rate needs several processes"),
         (("--pipeline.micro_batches", "1"), "micro"),
+        (("--mesh.expert_data", "100000"), "mesh asks for 200000 processes"),
+        (("--save-costs", "a", "--save-timeline", "a"), "are both a"),
+        (("--save-costs", "."), "--save-costs .: is a folder"),
+        (("--save-timeline", "/dev/null/a/b"), "--save-timeline /dev/null/a/b: /dev/null is not a"),
     ],
 )
-def test_a_bad_request_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
-    code, out, err = _finish(_start(tmp_path, *arguments))
-    assert (code, out) == (2, "")
-    assert says in err and err.count("\n") == 1
+def test_a_bad_request_is_one_line(
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+    assert main(["--config", str(config), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert says in err and err.count("\n") == 1 and out == ""
+
+
+def test_a_result_is_printed_even_if_a_file_cannot_be_written(tmp_path: Path) -> None:
+    one = ("--mesh.expert", "1", "--steps", "1", "--warmup", "0", "--json")
+    code, out, err = _finish(_start(tmp_path, *one, "--save-costs", "/dev/full"))
+    assert code == 1 and "on" in json.loads(out)["modes"]
+    assert err == "throughput: --save-costs /dev/full: No space left on device\n"
 
 
 def test_a_link_that_cannot_be_limited_is_one_line(tmp_path: Path) -> None:

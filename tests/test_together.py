@@ -1,12 +1,20 @@
-"""What ranks do apart: an error on one is an error on all, and the slowest is waited for."""
+"""What ranks do apart: an error on one is an error on all, the slowest is waited for, and one that
+does not come is named."""
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import timedelta
+from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
+from parallel.errors import LostRankError
 from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process
+from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import PeerError, together
 from tests.distributed import run_world
 
@@ -43,3 +51,27 @@ def _be_slow_on_rank_1(process: Process) -> list[bool]:
 
 def test_the_timeout_for_slow_ranks_is_that_of_their_group() -> None:
     assert run_world(2, _be_slow_on_rank_1)[0] == [True, False]
+
+
+def _lose_rank_2(process: Process, file: str) -> tuple[str, bool]:
+    """Rank 1 waits for rank 2, which hangs, and rank 0, longer, for rank 1."""
+    roll_call = RollCall(dist.FileStore(file, 3), process.rank, 3)
+    roll_call.note("in step 7")
+    pairs = [dist.new_group([0, 1], timeout=timedelta(seconds=2))]
+    pairs.append(dist.new_group([1, 2], timeout=timedelta(seconds=1)))
+    try:
+        with roll_call.held_on_failure(lambda: False):
+            if process.rank == 2:
+                time.sleep(6)
+            else:
+                dist.recv(torch.zeros(1), process.rank + 1, group=pairs[process.rank])
+    except LostRankError as error:
+        return re.sub("[0-9] s ago", "N s ago", str(error)), error.speaks
+    return "", False
+
+
+def test_the_rank_that_hangs_is_named_once_by_those_that_do_not(tmp_path: Path) -> None:
+    """Not the rank that only waits for it."""
+    line = "rank 2 does not answer (last seen in step 7, N s ago)"
+    found = run_world(3, _lose_rank_2, str(tmp_path / "store"))
+    assert found == [(line, True), (line, False), ("", False)]

@@ -7,7 +7,6 @@ in the routing as the weights move, weighs on both alike.
 
 from __future__ import annotations
 
-import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,10 +28,8 @@ from trainer.bench.exchange_times import (
 )
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config
-from trainer.errors import Stopped
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
-from trainer.run.signals import StopRequest
 from trainer.run.step import Trainer
 
 
@@ -97,13 +94,10 @@ class Comparison:
     all_hidden: float | None
 
 
-def measure(
-    config: Config, process: Process, trial: Trial, stop: StopRequest
-) -> dict[Mode, Measured] | None:
+def measure(config: Config, process: Process, trial: Trial) -> dict[Mode, Measured] | None:
     """Run the steps on this rank of the world; the result on rank 0, None on the others.
 
-    Collective: the world's group exists if there is more than one process. Raises Stopped on all
-    ranks after the step in which one was asked to stop.
+    Collective: the world's group exists if there is more than one process.
     """
     device = process.device(config.run.device)
     if device.type == "cpu":
@@ -111,7 +105,7 @@ def measure(
     total = len(trial.modes) * (trial.steps + trial.warmup)
     config = replace(config, run=replace(config.run, steps=total))
     layout = build(config, process, device)
-    mine = run_steps(layout, trial, stop)
+    mine = run_steps(layout, trial)
     times: dict[Mode, StepTimes] = {}
     if device.type == "cpu":
         latest = _latest_starts(layout, mine.events)
@@ -127,7 +121,7 @@ def measure(
     }
 
 
-def run_steps(layout: Layout, trial: Trial, stop: StopRequest) -> RankSteps:
+def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     """The steps of `trial` in order, on one rank."""
     log = EventLog()
     # On CUDA the host clock says nothing of kernels, and noting costs time.
@@ -138,9 +132,7 @@ def run_steps(layout: Layout, trial: Trial, stop: StopRequest) -> RankSteps:
         parts = random_parts(layout, batch + trial.warmup)
         trainer.executor.overlap = mode == "on"
         begin = _now(layout.device)
-        metrics = trainer.step(step, parts.__getitem__, stop.asked)
-        if metrics.stop:
-            raise Stopped(stop.signal or signal.SIGTERM, "stopped before all was measured")
+        metrics = trainer.step(step, parts.__getitem__)
         if batch >= 0:
             windows.append(Window(mode, begin, _now(layout.device)))
             loads.append(metrics.load_max)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from trainer.io.terminal import plain_console
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -26,9 +27,9 @@ def byte_progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int
     A bar on a terminal, else a line now and then, none where it is over sooner; on stderr, since
     stdout is for results. quiet: say nothing.
     """
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+    console = plain_console(stderr=True, quiet=quiet)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         DownloadColumn(),
         TransferSpeedColumn(),

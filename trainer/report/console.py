@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from trainer.build.layout import Layout
 from trainer.config.schema import Config
 from trainer.io.byte_progress import byte_progress
+from trainer.io.terminal import plain_console, printable
 from trainer.report.metrics import Row
 
 
@@ -20,7 +20,7 @@ class RunConsole:
 
     def __init__(self, config: Config, quiet: bool) -> None:
         self._config = config
-        self._console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self._console = plain_console(quiet=quiet)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -34,7 +34,7 @@ class RunConsole:
         self._begin = time.monotonic()
 
     def say(self, line: str) -> None:
-        self._console.print(line)
+        self._console.print(printable(line))
 
     def begin(self, layout: Layout, parameters: int, activated: int, corpus: str) -> None:
         """Describe the run, and start the clock of the time left."""

@@ -27,14 +27,26 @@ _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 def guarded(prog: str, command: Callable[[], int | None]) -> int:
     """Run `command`, which returns an exit code or None for 0; the exit code to leave with.
 
-    Errors become one line on stderr, with a traceback only for what is a defect of the program.
-    Ctrl-C is a KeyboardInterrupt within the command; SIGTERM and SIGHUP are SystemExit, so that
-    what was begun is ended. All output has been written when this returns.
+    As `reported`, and signals let the command tidy up: Ctrl-C is a KeyboardInterrupt within it,
+    SIGTERM and SIGHUP are SystemExit.
+    """
+
+    def interruptible() -> int | None:
+        with signals_as_exceptions():
+            return command()
+
+    return reported(prog, interruptible)
+
+
+def reported(prog: str, command: Callable[[], int | None]) -> int:
+    """Run `command`, which returns an exit code or None for 0; the exit code to leave with.
+
+    Errors become one line on stderr, with a traceback only for what is a defect of the program. All
+    output has been written when this returns.
     """
     try:
-        with _signals_as_exceptions():
-            code = command() or 0
-            sys.stdout.flush()
+        code = command() or 0
+        sys.stdout.flush()
     except BaseException as error:
         code = report(prog, error)
     return _flushed(prog, code)
@@ -94,7 +106,7 @@ def _raise_exit(number: int, _: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """Within, what asks a process to end raises; a signal that is ignored (nohup) stays so."""
     before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
     for number in before:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import yaml
 
 from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process, join, leave
+from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
 from trainer.build.layout import Layout, build
 from trainer.build.text import Text, load_text
@@ -46,15 +46,15 @@ def train(
     """
     process = Process.from_environment()
     device = process.device(config.run.device)
-    join(process, device, timedelta(seconds=config.run.timeout), "env://")
+    roll_call = join(process, device, timedelta(seconds=config.run.timeout), "env://")
     console = RunConsole(config, quiet=process.rank > 0)
 
     def claim() -> AbstractContextManager[RunFolder | None]:
         return _claim(config, config_files) if process.rank == 0 else nullcontext()
 
-    with together(claim) as folder:
+    with roll_call.held_on_failure(lambda: stop.asked), together(claim) as folder:
         try:
-            _train(config, resolved, stop, process, device, console, folder)
+            _train(config, resolved, stop, process, roll_call, console, folder)
         finally:
             if folder is not None and (kept := folder.previous_weights()):
                 console.say(f"the weights of the run that was replaced are still in {kept}")
@@ -73,11 +73,12 @@ def _train(
     resolved: str,
     stop: StopRequest,
     process: Process,
-    device: torch.device,
+    roll_call: RollCall,
     console: RunConsole,
     folder: RunFolder | None,
 ) -> None:
     """The run in its folder, which the first rank has claimed."""
+    device = process.device(config.run.device)
     first = process.rank == 0
     path: Path = gather(folder.path if folder is not None else None)[0]
     taken = path.name != config.run.name
@@ -95,7 +96,7 @@ def _train(
         name = config.data.path or "the source text of Python's standard library"
         console.begin(layout, *parameter_counts(config.model), f"{name}: {text.describe()}")
     try:
-        run = _Run(Trainer(layout), text, console, stop, folder, log, companions)
+        run = _Run(Trainer(layout), text, console, stop, folder, log, companions, roll_call)
         run.steps()
     finally:
         console.end()
@@ -135,13 +136,16 @@ class _Run:
     folder: RunFolder | None
     log: MetricsLog | None
     companions: Companions | None
+    roll_call: RollCall
 
     def steps(self) -> None:
         """Train to the end; Stopped in between if asked to."""
         config, stop = self.trainer.layout.config, self.stop
+        stop.training()
         tokens = config.data.global_batch * config.data.sequence_length
         for step in range(config.run.steps):
             begin = time.perf_counter()
+            self._note(f"in step {step + 1}")
             metrics = self._step(step)
             if metrics.stop:
                 stop.reached()
@@ -149,16 +153,20 @@ class _Run:
             last = step + 1 == config.run.steps
             every = config.metrics.eval_every
             saved = self._save() if last else None  # first: an evaluation can be killed
+            interrupted = False
             if last or (every and (step + 1) % every == 0 and not metrics.stop):
-                values["validation_loss"] = self._evaluate(step, saved)
+                loss = self._evaluate(step, saved)
+                interrupted = loss is None
+                values |= {} if loss is None else {"validation_loss": loss}
             if self.log is not None:
                 self.log.write(values)
             self.console.step(values)
             if "validation_loss" in values:
                 loss = values["validation_loss"]
                 self.console.say(f"validation loss {loss:.4f} after step {step + 1}")
-            if metrics.stop and not last:
-                why = f"stopped after step {step + 1}; {self._save()}"
+            if interrupted or (metrics.stop and not last):
+                when = f"{'in the evaluation ' * interrupted}after step {step + 1}"
+                why = f"stopped {when}; {saved or self._save()}"
                 raise Stopped(stop.signal or signal.SIGTERM, why)
         if config.data.path is None and (entropy := self.text.bigram_entropy()) is not None:
             self.console.say(_compared_with_bigrams(entropy, values["validation_loss"]))
@@ -171,17 +179,22 @@ class _Run:
         except NonFiniteError as error:  # on all ranks, with the weights of the step before
             raise NonFiniteError(f"{error}; {self._save_or_why_not()}") from error
 
-    def _evaluate(self, step: int, saved: str | None) -> float:
-        """The validation loss; `saved` says where the weights are, if they are saved."""
+    def _evaluate(self, step: int, saved: str | None) -> float | None:
+        """The validation loss, None if asked to stop; `saved` says where the weights are, if they
+        are saved."""
+        self._note(f"evaluating after step {step + 1}")
         means = self.trainer.evaluate({TOKENS: self.text.windows}, lambda: self.stop.asked)
         if means is None:
-            signalled, where = self.stop.signal or signal.SIGTERM, saved or self._save()
-            raise Stopped(signalled, f"stopped in the evaluation after step {step + 1}; {where}")
+            return None
         loss = means["loss"]
         if not math.isfinite(loss):
             where = saved or self._save_or_why_not()
             raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
         return loss
+
+    def _note(self, doing: str) -> None:
+        if not self.stop.asked:  # the store may have gone with whoever asked
+            self.roll_call.note(doing)
 
     def _save(self, failed: bool = False) -> str:
         """Save the weights, and say where. failed: those of a replaced run stay as well."""
@@ -189,6 +202,7 @@ class _Run:
         if not config.checkpoint.export_hf:
             return "no weights saved, as checkpoint.export_hf says"
         self.stop.reached()  # a signal from here on lets it finish
+        self._note("saving weights")
         folder = self.folder
         place = together(lambda: folder.weights() if folder is not None else None)
         weights: Path = gather(place)[0]

@@ -6,31 +6,48 @@ handler. So a thread of its own waits for the signals.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from types import FrameType
+
+from trainer.errors import Stopped
+from trainer.io.terminal import show_cursor
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_UNWINDING = 3.0  # seconds to undo what was begun before the first step
 _IMPATIENT = 3.0  # seconds after which a second signal means: at once
 
 
 class StopRequest:
     """Whether this process has been asked to stop. Make it before any other thread is started."""
 
-    def __init__(self, grace: float = 20.0) -> None:
-        """grace: seconds from the signal to a forced exit; less than the 30 torchrun waits."""
+    def __init__(self, prog: str, grace: float = 20.0) -> None:
+        """prog: who speaks. grace: seconds from the signal to a forced exit; less than the 30 that
+        torchrun waits. Signals that are ignored, as under nohup, stay so."""
         self.signal: int | None = None
+        self._prog = prog
         self._grace = grace
         self._asked = threading.Event()
+        self._training = threading.Event()
         self._reached = threading.Event()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # threads started from now inherit it
+        self._signals = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)  # threads started now inherit it
+        for number in self._signals:
+            signal.signal(number, self._interrupt)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     @property
     def asked(self) -> bool:
         return self._asked.is_set()
+
+    def training(self) -> None:
+        """From now on there is something to save: a signal no longer interrupts what is running."""
+        self._training.set()
 
     def reached(self) -> None:
         """The step has ended: saving may take as long as it takes."""
@@ -41,15 +58,37 @@ class StopRequest:
         return self._asked.wait(seconds)
 
     def _watch(self) -> None:
-        self.signal = signal.sigwait(SIGNALS)
+        number = signal.Signals(signal.sigwait(self._signals))
+        self.signal = number
         self._asked.set()
+        if not self._training.is_set():
+            _thread.interrupt_main(number)  # runs _interrupt there
+            time.sleep(_UNWINDING)
+            if not self._training.is_set():
+                _leave(number, f"{self._prog}: {_stopped(number)}")
         begin = time.monotonic()
         while self._reached.is_set() or time.monotonic() - begin < self._grace:
-            again = signal.sigtimedwait(SIGNALS, 0.2)
-            # On Ctrl-C the terminal and torchrun both send one: only a later one is impatience.
+            again = signal.sigtimedwait(self._signals, 0.2)
+            # On Ctrl-C the terminal and whoever has started this both send one: only a later one
+            # is impatience.
             if again is not None and time.monotonic() - begin > _IMPATIENT:
                 break
-        name = signal.Signals(self.signal).name
-        line = f"{name}: what is running did not end in time; exiting at once, nothing saved"
-        print(line, file=sys.stderr, flush=True)
-        os._exit(128 + self.signal)
+        _leave(number, f"{self._prog}: {number.name}: the step did not end in time; nothing saved")
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        """In the main thread: what was begun is undone on the way out."""
+        if not self._training.is_set():
+            raise Stopped(number, _stopped(number))
+
+
+def _stopped(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name} before there was anything to save"
+
+
+def _leave(number: int, line: str) -> None:
+    """Exit at once, whatever the other threads do; rank 0 says why."""
+    show_cursor()
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # past the lock of the stream, which may be held
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())
+    os._exit(128 + number)
