@@ -25,7 +25,7 @@ from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.io.writable import naming_file, require_writable
+from trainer.io.writable import require_writable
 from trainer.run.exit import reported, signals_as_exceptions
 from trainer.run.local_ranks import own_command, require_room, run_ranks_here
 from trainer.run.rank import run_rank, said_once
@@ -181,11 +181,9 @@ def _save_costs(config: Config, process: Process, options: Options) -> None:
     if found is None:
         return
     if options.save_costs:
-        with naming_file("--save-costs", options.save_costs):
-            write_costs(found.costs, options.save_costs)
+        write_costs(found.costs, options.save_costs)
     if options.save_timeline:
-        with naming_file("--save-timeline", options.save_timeline):
-            write_timeline(found.timeline, options.save_timeline)
+        write_timeline(found.timeline, options.save_timeline)
 
 
 if __name__ == "__main__":

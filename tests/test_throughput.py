@@ -196,7 +196,7 @@ def test_a_result_is_printed_even_if_a_file_cannot_be_written(tmp_path: Path) ->
     one = ("--mesh.expert", "1", "--steps", "1", "--warmup", "0", "--json")
     code, out, err = _finish(_start(tmp_path, *one, "--save-costs", "/dev/full"))
     assert code == 1 and "on" in json.loads(out)["modes"]
-    assert err == "throughput: --save-costs /dev/full: No space left on device\n"
+    assert err == "throughput: /dev/full cannot be written: No space left on device\n"
 
 
 def test_a_link_that_cannot_be_limited_is_one_line(tmp_path: Path) -> None:

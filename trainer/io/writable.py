@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.errors import ConfigError, RunError
+from trainer.errors import ConfigError
 
 
 def require_writable(option: str, path: Path) -> None:
@@ -22,12 +20,3 @@ def require_writable(option: str, path: Path) -> None:
         raise ConfigError(f"{option} {path}: {place} is not a folder")
     if not os.access(place, os.W_OK):
         raise ConfigError(f"{option} {path}: no permission to write in {place}")
-
-
-@contextmanager
-def naming_file(option: str, path: Path) -> Iterator[None]:
-    """Within, an OSError becomes a RunError that names `option` and its file."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{option} {path}: {error.strerror}") from error
