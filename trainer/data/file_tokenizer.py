@@ -170,7 +170,8 @@ def _end_of_document(library: tokenizers.Tokenizer, file: Path) -> int:
     token = _json_object(beside).get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None:
-        number = library.token_to_id(text) if isinstance(text, str) else None
+        with _one_line_errors(f"{beside}: eos_token {shown(text)}"):
+            number = library.token_to_id(text) if isinstance(text, str) else None
         if number is None:
             raise DataError(f"{beside}: eos_token {shown(text)} is not a token of {file}")
         return number

@@ -11,7 +11,8 @@ import torch
 from trainer.checkpoint.hf.architecture import CONFIG_FILE, FP8_BLOCKS, model_from_hf, with_mtp_of
 from trainer.checkpoint.hf.encode import stored_dtype
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, scale_shape
-from trainer.checkpoint.hf.reader import SCALE_FILES, Checkpoint, Stored
+from trainer.checkpoint.hf.index import SCALE_FILES
+from trainer.checkpoint.hf.reader import Checkpoint, Stored
 from trainer.config.schema import ModelConfig, StorageType
 from trainer.config.validate import model_problems
 from trainer.errors import ConfigError

@@ -16,8 +16,9 @@ from trainer.checkpoint.hf.architecture import CONFIG_FILE
 from trainer.checkpoint.hf.companions import carried_files, tokenizer_files
 from trainer.checkpoint.hf.conversion import Conversion
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, quantise
+from trainer.checkpoint.hf.index import INDEX, SCALE_FILES
 from trainer.checkpoint.hf.output_folder import OutputFolder, require_room, scratch
-from trainer.checkpoint.hf.reader import INDEX, SCALE_FILES, Checkpoint
+from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.checkpoint.hf.writer import (
     copy_file,
     write_index,
@@ -39,7 +40,7 @@ def require_place(conversion: Conversion, target: Path, overwrite: bool) -> None
             f"{source}: lies in {scratch(target)}, which is for writing {target}: move it first"
         )
     if os.path.lexists(target):
-        if not (target / CONFIG_FILE).is_file():
+        if not os.path.isfile(target / CONFIG_FILE):
             raise CheckpointError(f"{target}: exists and is no checkpoint: choose another folder")
         if not overwrite:
             raise CheckpointError(f"{target}: exists: choose another, or replace it by --overwrite")
@@ -51,8 +52,8 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
 
     progress(done, total): bytes of the tensors that have been converted or copied. Whatever ends
     this early, Ctrl-C too, leaves `target` as it was or, in the last moment, the new one, and
-    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also where another
-    process is writing `target`.
+    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also for values that
+    are not finite, and where another process is writing `target`.
     """
     target = target.resolve()
     done, total = 0, conversion.nbytes
@@ -68,6 +69,7 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
         partial = output.partial
         for file, names in conversion.by_file().items():
             if file in unchanged:
+                conversion.source.require_finite(file)
                 copy_file(source / file, partial / file)
                 advance(sum(conversion.tensors[name].nbytes for name in names))
             else:
