@@ -94,7 +94,10 @@ def test_a_person_sees_the_text_and_what_it_cost(
     for words in ("prompt of 4 tokens", "30 new tokens", "drafts accepted", "speed-up"):
         assert words in err
     assert "\n" not in err
-    assert printed_json(capfd, *options, "--prompt", "def ")["text"] + "\n" == out
+    text = printed_json(capfd, *options, "--prompt", "def ")["text"]
+    assert out == f"def {text}\n"
+    assert command(*options, "--prompt", "def ", "--no-echo") == 0
+    assert capfd.readouterr().out == f"{text}\n"
 
 
 def test_json_says_the_same_whatever_the_decoding(
@@ -157,10 +160,17 @@ WRONG_OPTIONS = {
     "--seed 3": "--seed needs a --temperature above 0",
     "--temperature 0.7 --speculative": "--speculative is greedy: leave out --temperature 0.7",
     "--max-new-tokens 0": "--max-new-tokens must be 1 or more",
-    "--max-new-tokens 40": "max_position_embeddings = 40 of config.json: ask for at most 39",
+    "--max-new-tokens 40": "max_position_embeddings = 40 of config.json, which a run sets to its "
+    "data.sequence_length: ask for at most 39",
     f"--prompt {'x' * 40}": "shorten the prompt",
-    "--prompt-file nowhere": "--prompt-file nowhere: No such file or directory",
+    "--prompt-file nowhere": "--prompt-file nowhere: cannot be read (No such file",
     "--prompt x --prompt-file y": "not allowed with argument",
+    "--prompts /dev/zero": "--prompts /dev/zero: is a device, where a file is needed",
+    "--prompt-field x": "--prompt-field needs --prompts FILE.jsonl",
+    "--prompts setup.cfg --prompt-field x": "is not named .jsonl",
+    "--compare --speculative": "leave out --speculative",
+    "--json --no-echo": "--no-echo is for text",
+    "--prompt a --prompt " + "x" * 40: "prompt 2 of 2: 40 tokens of prompt",
 }
 
 
