@@ -27,7 +27,8 @@ from trainer.io.json_object import read_json_object, shown
 from trainer.io.regular_file import require_regular
 
 TOKENIZER_FILE = "tokenizer.json"
-# The library takes hundreds of bytes a token while it encodes, and longer a token for longer texts:
+# The library takes hundreds of bytes per token while it encodes, and more time per token for longer
+# texts:
 # a long document goes to it in pieces, and a batch, spread over the cores, has so many characters.
 PIECE_CHARACTERS = 1 << 19
 BATCH_CHARACTERS = 1 << 22
@@ -63,7 +64,7 @@ class FileTokenizer:
 
         As `encode`, but a document of more than PIECE_CHARACTERS is encoded in pieces. They end
         where no byte-level word does not; in text without such a place, and by a vocabulary that
-        begins a text with a blank, a token beside the cut may be another.
+        starts a text with a blank, a token beside the cut may be another.
         """
         pieces = (piece for document in documents for piece in _pieces(_text(document)))
         begun: list[Tokens] = []

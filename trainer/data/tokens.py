@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
     def unit(self) -> str: ...
 
     def encode(self, text: str | bytes) -> Tokens:
-        """The tokens [n] of `text`, of token_type, none added: no begin, no end of document.
+        """The tokens [n] of `text`, of token_type, none added: no start, no end of document.
 
         The end of document written out in `text` is text and gives other tokens. ValueError for
         what is not UTF-8.

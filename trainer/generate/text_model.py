@@ -1,4 +1,4 @@
-"""A checkpoint to generate text with: weights, tokenizer, where texts begin and end."""
+"""A checkpoint to generate text with: weights, tokenizer, where texts start and end."""
 
 from __future__ import annotations
 

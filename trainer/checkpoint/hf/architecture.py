@@ -141,7 +141,7 @@ def _rope(c: dict[str, Any], where: str) -> tuple[float, YarnConfig]:
     unknown = {k for k in ("attention_factor", "partial_rotary_factor") if scaling.get(k)}
     if kind != "yarn" or unknown or not scaling.get("truncate", True):
         raise ConfigError(
-            f"{where}: rope scaling {shown(scaling)} is not supported: only type yarn, "
+            f"{where}: {key} {shown(scaling)} is not supported: only type yarn, "
             "without attention_factor and truncate"
         )
     require_types(scaling, f"{where}: {key}", YARN_REQUIRED, YARN_OPTIONAL)
