@@ -177,7 +177,8 @@ def test_ctrl_c_in_the_last_moment_leaves_the_new_one_and_says_so(
 
 
 ENDED = """
-import os, runpy, sys
+import os, sys
+from launch.convert import main
 from trainer.checkpoint.hf import writer
 
 def end_in_the_second(path, tensors):
@@ -187,18 +188,15 @@ def end_in_the_second(path, tensors):
         os.kill(os.getpid(), number)
     write(path, tensors)
 
-number, files, write = int(sys.argv.pop(1)), 0, writer.write_shard
+number, files, write = int(sys.argv[1]), 0, writer.write_shard
 writer.write_shard = end_in_the_second
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as `python SCRIPT` does
-runpy.run_path(sys.argv[0], run_name="__main__")
+sys.exit(main(sys.argv[2:]))
 """
 
 
 def end(number: signal.Signals, *arguments: object) -> int:
     """The exit code of a conversion that sends itself this signal when it writes."""
-    script = str(ROOT / "launch" / "convert.py")
-    words = [str(int(number)), script, *map(str, arguments), "--dtype", "float32"]
+    words = [str(int(number)), *map(str, arguments), "--dtype", "float32"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", ENDED, *words], env=environment, timeout=90
