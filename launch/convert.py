@@ -44,6 +44,12 @@ Ctrl-C. docs/weights.md has more.
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, after one line on what cannot be done."""
     options = _parser().parse_args(arguments)
+    if code := guarded("convert", lambda: _require_used(options)):
+        return code
+    # Imports torch, which wrong arguments need not wait for. Not within `guarded`: there Ctrl-C is
+    # an exception, which an import can swallow; here it ends the process (_checkout.py).
+    import trainer.checkpoint.hf.convert  # noqa: F401
+
     return guarded("convert", lambda: _run(options))
 
 
@@ -79,8 +85,6 @@ def _require_used(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    _require_used(options)
-    # Only here: this imports torch, which wrong arguments need not wait for.
     from trainer.checkpoint.hf.conversion import model_section
     from trainer.checkpoint.hf.reader import Checkpoint
 

@@ -44,6 +44,12 @@ NEW_TOKENS = 200
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, after one line on what cannot be done."""
     options = _parser().parse_args(arguments)
+    if code := guarded("generate", lambda: _check(options)):
+        return code
+    # Imports torch, which wrong arguments need not wait for. Not within `guarded`: there Ctrl-C is
+    # an exception, which an import can swallow; here it ends the process (_checkout.py).
+    import trainer.generate.session  # noqa: F401
+
     return guarded("generate", lambda: _run(options))
 
 
@@ -101,8 +107,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _check(options)
-    # Only here: this imports torch, which wrong arguments need not wait for.
     import torch
 
     from trainer.generate.output import JsonOutput, Output, TextOutput
