@@ -157,6 +157,7 @@ def test_lines_and_compressed_data_are_bounded(
 ) -> None:
     monkeypatch.setattr(files, "MOST_LINE_BYTES", 1000)
     monkeypatch.setattr(files, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(files, "ZSTD_CHUNK_BYTES", 16)
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "short"}\n{"text": "' + b"x" * 2000 + b'"}\n')
     documents = iter_documents(str(path))
@@ -171,9 +172,10 @@ def test_lines_and_compressed_data_are_bounded(
         with pytest.raises(DataError) as caught:
             sum(map(len, files.read_chunks(tmp_path / name)))
         one_line(caught, tmp_path / name, "decompress to more than 200 times")
-        # Every step of the way is as small.
+        # Not even the library makes much at a time.
         monkeypatch.setattr(files, "RATIO_FROM", 1 << 30)
-        assert sum(map(len, files.read_chunks(tmp_path / name))) == len(zeros)
+        sizes = [len(chunk) for chunk in files.read_chunks(tmp_path / name)]
+        assert sum(sizes) == len(zeros) and max(sizes) <= len(zeros) / 4
         monkeypatch.setattr(files, "RATIO_FROM", 1 << 20)
 
 
