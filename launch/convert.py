@@ -10,26 +10,19 @@ if __name__ == "__main__":
     import _checkout  # noqa: F401  first: it says where the imports below come from
 
 import argparse
-import dataclasses
 import json
-import signal
 import sys
-import time
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-
-from trainer.checkpoint.hf.conversion import checked_model, plan_conversion
-from trainer.checkpoint.hf.convert import convert, require_place
-from trainer.checkpoint.hf.reader import Checkpoint
-from trainer.checkpoint.hf.summary import Summary, summarise
-from trainer.errors import ConfigError, RunError
-from trainer.io.byte_progress import byte_progress
+from trainer.errors import ConfigError
 from trainer.io.command_parser import CommandParser
+from trainer.io.terminal import plain_console, printable
+from trainer.run.exit import guarded
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.hf.conversion import Choice
+    from trainer.checkpoint.hf.reader import Checkpoint
 
 EXAMPLES = """\
 examples:
@@ -40,27 +33,24 @@ examples:
 
 fp8 is for the matrices of attention and MLPs, in blocks of 128 x 128 with a float32 scale each, and
 bfloat16 for the rest, as in the released checkpoints; the router bias is float32 in every type.
-Tokenizer, generation config and licences go along; Python files do not. What is wrong with SOURCE
-is found before anything is written, and TARGET gets its name only when it is whole. The exit code
-is 0, 1 for a checkpoint that is wrong or cannot be written, 2 for a config.json that is not
-supported or wrong arguments. docs/weights.md has more.
+Tokenizer, generation config and licences are copied along; Python files are not. What the headers
+of SOURCE tell is checked before anything is written, values that are not finite are found on the
+way, and TARGET gets its name only when it is whole. The exit code is 0; 1 for a checkpoint that is
+wrong or cannot be written; 2 for a config.json that is not supported or wrong arguments; 130 for
+Ctrl-C. docs/weights.md has more.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, after one line on what cannot be done."""
     options = _parser().parse_args(arguments)
-    before = _identity(options.target)
-    try:
-        return _run(options)
-    except (RunError, ConfigError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        written = _identity(options.target) not in (None, before)
-        what = f"{options.target} is written and whole" if written else "nothing written"
-        print(f"convert: stopped by Ctrl-C, {what}", file=sys.stderr)
-        return 128 + signal.SIGINT
+    if code := guarded("convert", lambda: _require_used(options)):
+        return code
+    # Imports torch, which wrong arguments need not wait for. Not within `guarded`: there Ctrl-C is
+    # an exception, which an import can swallow; here it ends the process (_checkout.py).
+    import trainer.checkpoint.hf.convert  # noqa: F401
+
+    return guarded("convert", lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,73 +64,72 @@ def _parser() -> argparse.ArgumentParser:
         "--print-config", action="store_true", help="only print its `model:` for launch/train.py"
     )
     types = ("keep", "float32", "bfloat16", "fp8")
-    add("--dtype", choices=types, default="keep", help="type of the weights in TARGET (keep)")
+    add("--dtype", choices=types, help="type of the weights in TARGET (keep)")
     add("--without-mtp", action="store_true", help="leave out the modules of MTP")
     add("--overwrite", action="store_true", help="replace TARGET if it is a checkpoint")
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
 
+def _require_used(options: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that says nothing beside the others."""
+    if options.target is not None:
+        return
+    what = "--check" if options.check else "--print-config"
+    unused = ["dtype", "without_mtp", "overwrite", *(["json"] if options.print_config else [])]
+    for name in unused:
+        if getattr(options, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} says nothing beside {what}: leave it out"
+            )
+
+
 def _run(options: argparse.Namespace) -> int:
+    from trainer.checkpoint.hf.conversion import model_section
+    from trainer.checkpoint.hf.reader import Checkpoint
+
     source = Checkpoint(options.source)
-    if options.check:
-        found = summarise(source)
-        print(json.dumps(found.as_json(), indent=2)) if options.json else _show(found)
-        return 1 if found.problem else 0
     if options.print_config:
-        model = dataclasses.replace(checked_model(source), init_from=str(options.source.resolve()))
-        print(yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False), end="")
+        print(model_section(source), end="")
         return 0
-    conversion = plan_conversion(source, options.dtype, options.without_mtp)
+    return _check(source, options.json) if options.check else _convert(source, options)
+
+
+def _check(source: Checkpoint, as_json: bool) -> int:
+    from trainer.checkpoint.hf.summary import summarise, table
+
+    found = summarise(source)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        plain_console(width=None if sys.stdout.isatty() else 100).print(table(found))
+        whole = "every tensor is as config.json says"
+        print(f"wrong: {printable(found.problem)}" if found.problem else whole)
+    return 1 if found.problem else 0
+
+
+def _convert(source: Checkpoint, options: argparse.Namespace) -> int:
+    from trainer.checkpoint.hf.conversion import plan_conversion
+    from trainer.checkpoint.hf.convert import convert, require_place
+    from trainer.io.byte_progress import byte_progress
+
+    dtype: Choice = options.dtype or "keep"
+    conversion = plan_conversion(source, dtype, options.without_mtp)
     require_place(conversion, options.target, options.overwrite)
-    begin = time.monotonic()
     with byte_progress("converting") as progress:
-        convert(conversion, options.target, progress)
-    seconds = time.monotonic() - begin
+        seconds = convert(conversion, options.target, progress)
     tensors, files = len(conversion.tensors), len(conversion.by_file())
     if options.json:
-        done = {"target": str(options.target), "dtype": options.dtype, "files": files}
+        done = {"target": str(options.target), "dtype": dtype, "files": files}
         done |= {"tensors": tensors, "bytes": conversion.nbytes, "seconds": seconds}
         print(json.dumps(done, indent=2))
     else:
         print(
-            f"{options.target}: {tensors:,} tensors in {files} file{'s' * (files > 1)}, "
+            f"{printable(options.target)}: {tensors:,} tensors in {files} file{'s' * (files > 1)}, "
             f"{conversion.nbytes / 1e9:,.3f} GB in {seconds:.1f} s"
         )
     return 0
 
 
-def _show(found: Summary) -> None:
-    table = Table(title=found.folder, show_header=False)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("model_type", str(found.model_type))
-    if found.parameters is not None:
-        table.add_row("parameters", f"{found.parameters:,}")
-        table.add_row("MTP depth", str(found.mtp_depth))
-        table.add_row("parameters of MTP", f"{found.mtp_parameters:,}")
-    table.add_row("tensors", f"{found.tensors:,}")
-    table.add_row("files", f"{found.files:,}")
-    for kind, size in found.bytes_by_type.items():
-        table.add_row(f"bytes in {kind}", f"{size:,}")
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-    print(f"wrong: {found.problem}" if found.problem else "every tensor is as config.json says")
-
-
-def _identity(folder: Path | None) -> int | None:
-    """What differs in a folder that takes the place of this one; None if there is none."""
-    try:
-        return None if folder is None else folder.stat().st_ino
-    except OSError:
-        return None
-
-
-def _as_exit(number: int, _: FrameType | None) -> NoReturn:
-    """A signal as an exception, so that what was begun is removed."""
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _as_exit)
     sys.exit(main())

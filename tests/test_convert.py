@@ -224,6 +224,13 @@ def test_the_printed_config_trains_this_model(
 
 
 def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for unused in ("--dtype keep", "--overwrite", "--without-mtp"):
+        for what in ("--check", "--print-config"):
+            assert main(["a", what, *unused.split()]) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and f"{unused.split()[0]} says nothing beside {what}" in err
+    assert main(["a", "--print-config", "--json"]) == 2
+    assert "--json says nothing beside --print-config" in capsys.readouterr().err
     for arguments in ([], ["a"], ["a", "b", "--check"], ["a", "b", "--dtype", "int4"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)

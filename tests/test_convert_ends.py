@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch import convert as command
 from launch.convert import main
 from tests.commands import ROOT
 from tests.conversions import EXPERT, digests, run
 from tests.trees import tree
+from trainer.checkpoint.hf import writer
 from trainer.checkpoint.hf.conversion import plan_conversion
 from trainer.checkpoint.hf.convert import convert
 from trainer.checkpoint.hf.output_folder import OutputFolder, scratch
 from trainer.checkpoint.hf.reader import Checkpoint
+from trainer.errors import Stopped
 
 
 def test_places_that_are_refused(
@@ -142,17 +143,17 @@ def test_ctrl_c_leaves_what_was_there(
     conversion = plan_conversion(Checkpoint(source), "bfloat16", without_mtp=False)
     for before in ([], ["target"]):
         left = 200
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="nothing written"):
             convert(conversion, target, interrupt)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["source", *before]
         run(source, target, "--overwrite")
     assert digests(target) == digests(source)
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "convert", stop)
-    assert main([str(source), str(tmp_path / "other")]) == 130
+    monkeypatch.setattr(writer, "save_file", stop)
+    assert main([str(source), str(tmp_path / "other"), "--dtype", "float32"]) == 130
     assert "nothing written" in capsys.readouterr().err
 
 
@@ -176,7 +177,8 @@ def test_ctrl_c_in_the_last_moment_leaves_the_new_one_and_says_so(
 
 
 ENDED = """
-import os, runpy, sys
+import os, sys
+from launch.convert import main
 from trainer.checkpoint.hf import writer
 
 def end_in_the_second(path, tensors):
@@ -186,18 +188,15 @@ def end_in_the_second(path, tensors):
         os.kill(os.getpid(), number)
     write(path, tensors)
 
-number, files, write = int(sys.argv.pop(1)), 0, writer.write_shard
+number, files, write = int(sys.argv[1]), 0, writer.write_shard
 writer.write_shard = end_in_the_second
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as `python SCRIPT` does
-runpy.run_path(sys.argv[0], run_name="__main__")
+sys.exit(main(sys.argv[2:]))
 """
 
 
 def end(number: signal.Signals, *arguments: object) -> int:
     """The exit code of a conversion that sends itself this signal when it writes."""
-    script = str(ROOT / "launch" / "convert.py")
-    words = [str(int(number)), script, *map(str, arguments), "--dtype", "float32"]
+    words = [str(int(number)), *map(str, arguments), "--dtype", "float32"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", ENDED, *words], env=environment, timeout=90

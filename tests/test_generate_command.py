@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import runpy
 import shutil
+import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +32,10 @@ from trainer.config.schema import (
     RunConfig,
 )
 from trainer.data.tokens import ByteTokenizer
+from trainer.generate.answer import Answer
+from trainer.generate.decode import Counts
+from trainer.generate.output import TextOutput
+from trainer.generate.question import Question
 from trainer.generate.text_model import load_text_model
 
 LONGEST = 40
@@ -94,7 +101,10 @@ def test_a_person_sees_the_text_and_what_it_cost(
     for words in ("prompt of 4 tokens", "30 new tokens", "drafts accepted", "speed-up"):
         assert words in err
     assert "\n" not in err
-    assert printed_json(capfd, *options, "--prompt", "def ")["text"] + "\n" == out
+    text = printed_json(capfd, *options, "--prompt", "def ")["text"]
+    assert out == f"def {text}\n"
+    assert command(*options, "--prompt", "def ", "--no-echo") == 0
+    assert capfd.readouterr().out == f"{text}\n"
 
 
 def test_json_says_the_same_whatever_the_decoding(
@@ -134,6 +144,81 @@ def test_the_greedy_text_is_that_of_transformers(
     assert len(set(tokens)) > 10
 
 
+def test_many_prompts_are_answered_as_each_alone(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["def ", "Grüße", " x\ty"]
+    options = ("--checkpoint", checkpoint, "--max-new-tokens", 6)
+    alone = [printed_json(capfd, *options, "--prompt", text) for text in texts]
+
+    def answers(*more: object) -> list[dict]:
+        assert command(*options, *more, "--json") == 0
+        return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+    repeated = [word for text in texts for word in ("--prompt", text)]
+    (tmp_path / "lines.txt").write_bytes("\r\n\n".join(texts).encode())
+    objects = "".join(json.dumps({"n": 1, "question": text}) + "\n\n" for text in texts)
+    (tmp_path / "objects.jsonl").write_text(objects)
+    for given in (
+        repeated,
+        ["--prompts", tmp_path / "lines.txt"],
+        ["--prompts", tmp_path / "objects.jsonl", "--prompt-field", "question"],
+    ):
+        found = answers(*given)
+        assert [one["prompt"] for one in found] == texts
+        assert [one["tokens"] for one in found] == [one["tokens"] for one in alone]
+        assert all(one.keys() == other.keys() for one, other in zip(found, alone))
+    # Samples do not depend on the prompts before, and a prompt that comes again has another.
+    warm = ("--temperature", 1.5, "--seed")
+    first, second = answers("--prompt", "x", "--prompt", "x", *warm, 7)
+    assert first["tokens"] != second["tokens"]
+    assert answers("--prompt", "x", *warm, 8)[0]["tokens"] == second["tokens"]
+
+    assert command(*options, *repeated) == 0
+    printed = capfd.readouterr()
+    lines = [f"--- prompt {n + 1} of 3 ---\n{texts[n]}{alone[n]['text']}\n" for n in range(3)]
+    assert printed.out == "".join(lines) and printed.err.count("6 new tokens") == 3
+
+
+def test_a_text_that_ends_for_want_of_room_says_so(
+    checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--checkpoint", checkpoint, "--prompt", "abc") == 0
+    err = capfd.readouterr().err
+    assert f"max_position_embeddings is {LONGEST}" in err and "data.sequence_length" in err
+    options = ("--checkpoint", checkpoint, "--prompt", "abc")
+    assert printed_json(capfd, *options)["limit"] == "max_position_embeddings"
+    fewer = printed_json(capfd, *options, "--max-new-tokens", 3)
+    assert fewer["limit"] == "max_new_tokens" and not fewer["ended"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_obeys_neither_prompt_nor_text(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    prompt, text = "[red]\x1b[2J\u202eé\n:smile: x", "a\x1b]0;t\x07\r\tb\n\u2067[bold]\x9b日"
+    model = load_text_model(checkpoint, None, torch.float32, False, lambda done, total: None)
+    question = Question(prompt.encode(), list(prompt.encode()), 40, "max_new_tokens")
+    monkeypatch.setattr(sys, "stdout", Terminal() if terminal else io.StringIO())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    output = TextOutput(model, echo=True, count=1)
+    output.start(question)
+    for token in text.encode():
+        output.push(token)
+    output.finish(question, Answer(9, (), None, 1.0, 1.0, 0, Counts()), None)
+    shown = prompt + text + "\n"
+    if terminal:
+        shown = "\x1b[2m[red]\\x1b[2J\\u202eé\x1b[0m\n\x1b[2m:smile: x\x1b[0m"
+        shown += "a\\x1b]0;t\\x07\\r\tb\n\\u2067[bold]\\x9b日\n"
+    assert sys.stdout.getvalue() == shown
+
+
 def test_special_tokens_are_those_of_the_checkpoint(
     changed: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,10 +242,17 @@ WRONG_OPTIONS = {
     "--seed 3": "--seed needs a --temperature above 0",
     "--temperature 0.7 --speculative": "--speculative is greedy: leave out --temperature 0.7",
     "--max-new-tokens 0": "--max-new-tokens must be 1 or more",
-    "--max-new-tokens 40": "max_position_embeddings = 40 of config.json: ask for at most 39",
+    "--max-new-tokens 40": "max_position_embeddings = 40 of config.json, which a run sets to its "
+    "data.sequence_length: ask for at most 39",
     f"--prompt {'x' * 40}": "shorten the prompt",
-    "--prompt-file nowhere": "--prompt-file nowhere: No such file or directory",
+    "--prompt-file nowhere": "--prompt-file nowhere: cannot be read (No such file",
     "--prompt x --prompt-file y": "not allowed with argument",
+    "--prompts /dev/zero": "--prompts /dev/zero: is a device, where a file is needed",
+    "--prompt-field x": "--prompt-field needs --prompts FILE.jsonl",
+    "--prompts setup.cfg --prompt-field x": "is not named .jsonl",
+    "--compare --speculative": "leave out --speculative",
+    "--json --no-echo": "--no-echo is for text",
+    "--prompt a --prompt " + "x" * 40: "prompt 2 of 2: 40 tokens of prompt",
 }
 
 
@@ -200,3 +292,62 @@ def test_what_a_checkpoint_lacks_is_said(
     tokenizer.rename(tmp_path / "tokenizer.json")
     capfd.readouterr()
     assert "give --tokenizer" in refusal(capfd, 2, "--checkpoint", wide)
+
+
+def test_weights_that_are_not_finite_are_refused(
+    changed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, (file,) = "model.norm.weight", changed.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    start, end = json.loads(content[8 : 8 + length])[name]["data_offsets"]
+    content[8 + length + start : 12 + length + start] = struct.pack("<f", float("inf"))
+    file.write_bytes(content)
+    err = refusal(capfd, 1, "--checkpoint", changed)
+    assert str(file) in err and name in err and "not finite" in err
+    # Weights that are finite, but too large to compute with.
+    content[8 + length + start : 8 + length + end] = struct.pack("<f", 3e38) * ((end - start) // 4)
+    file.write_bytes(content)
+    for more in ((), ("--speculative",), ("--temperature", 1)):
+        assert command("--checkpoint", changed, "--prompt", "x", *more, "--no-echo") == 1
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1 and "logits are not finite" in err
+    assert command("--checkpoint", changed, "--prompt", "a", "--prompt", "b", "--json") == 1
+    assert "prompt 1 of 2: the model's logits" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "words"),
+    [
+        ("generation_config.json", {"bos_token_id": 257}, "bos_token_id is 257"),
+        ("generation_config.json", {"bos_token_id": [1]}, "bos_token_id is [1]"),
+        ("generation_config.json", {"eos_token_id": [True]}, "eos_token_id is [True]"),
+        ("tokenizer_config.json", {"add_bos_token": True}, "bos_token_id"),
+    ],
+)
+def test_special_tokens_that_are_none_are_refused_before_weights_are_read(
+    changed: Path, capfd: pytest.CaptureFixture[str], file: str, keys: dict, words: str
+) -> None:
+    change(changed / file, **keys)
+    assert words in refusal(capfd, 1, "--checkpoint", changed)
+
+
+def test_a_text_longer_than_all_memory_is_refused(
+    changed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(changed / "config.json", max_position_embeddings=10**12)
+    err = refusal(capfd, 2, "--checkpoint", changed, "--max-new-tokens", 10**11)
+    assert "GB" in err and "--max-new-tokens" in err
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_an_output_that_is_full_ends_in_one_line(
+    checkpoint: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert command("--checkpoint", checkpoint, "--prompt", "x", *more) == 1
+    assert capfd.readouterr().err == "generate: No space left on device\n"

@@ -15,7 +15,7 @@ from trainer.errors import DataError
 class EpochOrder:
     """How an epoch reads a split: documents end to end in a shuffled order, then the windows.
 
-    documents: [n] document numbers in reading order. starts: [n + 1] where each begins in the
+    documents: [n] document numbers in reading order. starts: [n + 1] where each starts in the
     epoch's stream. windows: [windows of the epoch] the window that each turn reads.
     """
 
@@ -32,13 +32,13 @@ class Batches:
     targets t[1 : S + 1] of an epoch tile the stream and no token is a target twice. What is left
     at the end, too short for a window, waits for another epoch's order. Then the windows are
     shuffled, so that a batch mixes documents. The stream itself is never built: an epoch costs
-    two int64 a document and one a window, and the two latest epochs are kept.
+    two int64 per document and one per window, and the two latest epochs are kept.
     """
 
     def __init__(
         self, split: Split, *, seed: int, sequence_length: int, lookahead: int, global_batch: int
     ) -> None:
-        """`lookahead`: MTP depth, in tokens; `global_batch`: sequences of a step, over all ranks.
+        """`lookahead`: MTP depth, in tokens; `global_batch`: sequences per step, over all ranks.
 
         Raises DataError if the split has too few tokens for one window.
         """
@@ -101,7 +101,7 @@ class Batches:
                 starts=np.concatenate(([0], np.cumsum(self.split.lengths[shuffle]))),
                 windows=permutation(self.sequences_per_epoch, self.seed, Purpose.WINDOWS, epoch),
             )
-            # Two, because a step may begin in one epoch and end in the next.
+            # Two, because a step may start in one epoch and end in the next.
             while len(self._orders) >= 2:
                 del self._orders[next(iter(self._orders))]
             self._orders[epoch] = order

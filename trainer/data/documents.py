@@ -1,12 +1,14 @@
 """Documents of a corpus: which files are read, in which order, and what a document is in each."""
 
-import json
+import codecs
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.data.files import COMPRESSED, read_chunks, read_lines
+from trainer.data.files import COMPRESSED, read_chunks
+from trainer.data.json_lines import iter_json_lines
 from trainer.errors import DataError
 
 # A file named so promises text: that it holds none is an error, where other files are passed over.
@@ -27,7 +29,7 @@ def iter_documents(path: str | None, text_field: str = "text") -> Iterator[bytes
     if path is None:
         source, documents = "the standard library", _stdlib_documents()
     else:
-        source, documents = path, _path_documents(Path(path).expanduser(), text_field)
+        source, documents = path, _path_documents(Path(os.path.expanduser(path)), text_field)
     empty = True
     for document in documents:
         if document:
@@ -50,16 +52,17 @@ def _stdlib_documents() -> Iterator[bytes]:
 
 
 def _path_documents(path: Path, text_field: str) -> Iterator[bytes]:
-    if path.is_file():
+    # os.path answers where Path would raise: no permission, a name that is too long.
+    if os.path.isfile(path):
         yield from _file_documents(path, text_field)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         for file in _files_below(path, ()):
             if _promises_text(file):
                 yield from _file_documents(file, text_field)
             elif file.suffix not in COMPRESSED and (text := _text_or_none(file)) is not None:
                 yield text
     else:
-        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        what = "is neither a file nor a folder" if os.path.exists(path) else "does not exist"
         raise DataError(
             f"data.path: {path} {what}; set data.path to a text file, a folder or a .jsonl file "
             "(null reads the Python standard library)"
@@ -77,7 +80,7 @@ def _files_below(root: Path, without: tuple[str, ...]) -> list[Path]:
         folders[:] = [name for name in folders if name not in without and name[0] != "."]
         found += [Path(folder, name) for name in names if name[0] != "."]
     # A broken link stays in, so that reading it says so; sockets and pipes would block.
-    files = [file for file in found if file.is_file() or not file.exists()]
+    files = [file for file in found if os.path.isfile(file) or not os.path.exists(file)]
     return sorted(files, key=lambda file: file.relative_to(root).parts)
 
 
@@ -92,64 +95,51 @@ def _promises_text(file: Path) -> bool:
 
 def _file_documents(file: Path, text_field: str) -> Iterator[bytes]:
     if _kind(file) == ".jsonl":
-        for number, line in enumerate(read_lines(file), start=1):
-            if line.strip():
-                yield _line_document(line, f"{file}, line {number}", text_field)
+        yield from iter_json_lines(file, text_field, "data.text_field")
     else:
         yield _read_text(file)
 
 
 def _read_text(file: Path) -> bytes:
-    content = b"".join(read_chunks(file))
     try:
-        content.decode()
-    except UnicodeDecodeError as error:
+        return b"".join(_utf8_chunks(file))
+    except _NotUTF8 as error:
         raise DataError(
             f"{file}: not UTF-8 text (byte {error.start} of its content); "
             "convert the file to UTF-8 or leave it out of data.path"
         ) from error
-    return content
 
 
 def _text_or_none(file: Path) -> bytes | None:
-    content = b"".join(read_chunks(file))
+    """None for a binary file, of which no more is read than tells."""
+    chunks: list[bytes] = []
     try:
-        content.decode()
-    except UnicodeDecodeError:
+        for chunk in _utf8_chunks(file):
+            if b"\0" in chunk:  # small numbers decode, but text has no zero bytes
+                return None
+            chunks.append(chunk)
+    except _NotUTF8:
         return None
-    # Binary files of small numbers decode, but text has no zero bytes.
-    return None if b"\0" in content else content
+    return b"".join(chunks)
 
 
-def _line_document(line: bytes, place: str, text_field: str) -> bytes:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text (byte {error.start} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: JSON that cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise DataError(
-            f"{place}: a JSON {type(record).__name__}, where an object with the field "
-            f"{text_field!r} is needed (data.text_field)"
-        )
-    if text_field not in record:
-        others = ", ".join(repr(name) for name in record) or "none"
-        raise DataError(
-            f"{place}: no field {text_field!r}; set data.text_field to the field with the text "
-            f"(fields of the line: {others})"
-        )
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise DataError(
-            f"{place}: field {text_field!r} holds {type(text).__name__}, not a string; "
-            "set data.text_field to the field with the text"
-        )
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place}: field {text_field!r} has half of a surrogate pair (character {error.start})"
-        ) from error
+class _NotUTF8(Exception):
+    """start: the byte of the content at which UTF-8 ends."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__(start)
+        self.start = start
+
+
+def _utf8_chunks(file: Path) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    total = 0
+    pieces = ((chunk, False) for chunk in read_chunks(file))
+    for chunk, last in itertools.chain(pieces, [(b"", True)]):
+        held = len(decoder.getstate()[0])  # the start of a character, from the chunk before
+        try:
+            decoder.decode(chunk, last)
+        except UnicodeDecodeError as error:
+            raise _NotUTF8(total - held + error.start) from error
+        total += len(chunk)
+        yield chunk

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from trainer.data.tokens import (
     token_type,
 )
 from trainer.errors import DataError
-from trainer.io.json_object import read_json_object
+from trainer.io.json_object import read_json_object, shown
+from trainer.io.regular_file import require_regular
 
 TOKENIZER_FILE = "tokenizer.json"
-# The library takes hundreds of bytes a token while it encodes, and longer a token for longer texts:
+# The library takes hundreds of bytes per token while it encodes, and more time per token for longer
+# texts:
 # a long document goes to it in pieces, and a batch, spread over the cores, has so many characters.
 PIECE_CHARACTERS = 1 << 19
 BATCH_CHARACTERS = 1 << 22
-# Before a lone blank between letters, or behind a lone line feed: of the patterns by which GPT-2,
+# The largest vocabularies that are known take about 40 MB.
+_MOST_FILE_BYTES = 1 << 29
+# Before a lone blank between letters, or after a lone line feed: of the patterns by which GPT-2,
 # Llama 3, Qwen and DeepSeek-V3 cut text into words, none makes a word that reaches across.
 _SEAM = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\S\n)(?=\w)")
 
@@ -49,20 +55,23 @@ class FileTokenizer:
 
     def encode(self, text: str | bytes) -> Tokens:
         """The tokens [n] of `text`, none added, not even a first one that the file asks for."""
-        return self._tokens(self.library.encode(_text(text), add_special_tokens=False))
+        content = _text(text)
+        with _one_line_errors("the tokenizer cannot encode the text"):
+            return self._tokens(self.library.encode(content, add_special_tokens=False))
 
     def encode_documents(self, documents: Iterable[bytes]) -> Iterator[Tokens]:
         """The tokens [n] of each document in turn, many at a time, on all cores.
 
         As `encode`, but a document of more than PIECE_CHARACTERS is encoded in pieces. They end
         where no byte-level word does not; in text without such a place, and by a vocabulary that
-        begins a text with a blank, a token beside the cut may be another.
+        starts a text with a blank, a token beside the cut may be another.
         """
         pieces = (piece for document in documents for piece in _pieces(_text(document)))
         begun: list[Tokens] = []
         for batch in _batches(pieces):
             texts = [text for text, _ in batch]
-            encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
+            with _one_line_errors("the tokenizer cannot encode the text"):
+                encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
             for (_, last), encoding in zip(batch, encodings):
                 begun.append(self._tokens(encoding))
                 if last:
@@ -113,11 +122,9 @@ def load_tokenizer(path: str | None) -> Tokenizer:
     """
     if path is None:
         return ByteTokenizer()
-    file = _tokenizer_file(Path(path).expanduser())
-    try:
+    file = _tokenizer_file(Path(os.path.expanduser(path)))
+    with _one_line_errors(f"{file}: not a tokenizer"):
         library = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower type
-        raise DataError(f"{file}: not a tokenizer ({' '.join(str(error).split())})") from error
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True  # as text, when text has them
@@ -128,16 +135,31 @@ def load_tokenizer(path: str | None) -> Tokenizer:
     return FileTokenizer(library, max(library.get_vocab().values()) + 1, end)
 
 
+@contextmanager
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Make whatever the library raises a DataError: it has no type for that, and where it panics,
+    what it raises is not even an Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise DataError(f"{what} ({' '.join(str(error).split())[:300]})") from error
+
+
 def _tokenizer_file(path: Path) -> Path:
-    file = path / TOKENIZER_FILE if path.is_dir() else path
-    if file.is_file():
+    is_folder = os.path.isdir(path)
+    file = path / TOKENIZER_FILE if is_folder else path
+    if os.path.lexists(file):
+        if require_regular(file, DataError) > _MOST_FILE_BYTES:
+            raise DataError(f"{file}: is larger than {_MOST_FILE_BYTES:,} bytes: no tokenizer is")
         return file
-    if (path / "tokenizer.model").exists():
+    if os.path.exists(path / "tokenizer.model"):
         raise DataError(
             f"tokenizer {path} has tokenizer.model, but no {TOKENIZER_FILE}: make one with "
             "`AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` of transformers"
         )
-    what = f"has no {TOKENIZER_FILE}" if path.is_dir() else "does not exist"
+    what = f"has no {TOKENIZER_FILE}" if is_folder else "does not exist"
     raise DataError(
         f"tokenizer {path} {what}; set data.tokenizer to a {TOKENIZER_FILE} or a folder with one "
         "(null is bytes)"
@@ -149,16 +171,23 @@ def _end_of_document(library: tokenizers.Tokenizer, file: Path) -> int:
     token = _json_object(beside).get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None:
-        number = library.token_to_id(text) if isinstance(text, str) else None
+        with _one_line_errors(f"{beside}: eos_token {shown(text)}"):
+            number = library.token_to_id(text) if isinstance(text, str) else None
         if number is None:
-            raise DataError(f"{beside}: eos_token {text!r} is not a token of {file}")
+            raise DataError(f"{beside}: eos_token {shown(text)} is not a token of {file}")
         return number
     for name in ("generation_config.json", "config.json"):
         value = _json_object(file.parent / name).get("eos_token_id")
         first = value[0] if isinstance(value, list) and value else value
         if first is not None:
-            if type(first) is not int or first < 0 or library.id_to_token(first) is None:
-                raise DataError(f"{file.parent / name}: eos_token_id {value} is no token of {file}")
+            if (
+                type(first) is not int
+                or not 0 <= first < 1 << 32
+                or library.id_to_token(first) is None
+            ):
+                raise DataError(
+                    f"{file.parent / name}: eos_token_id {shown(value)} is no token of {file}"
+                )
             return first
     raise DataError(
         f'{file}: nothing says which token ends a document; write it to {beside}, as {{"eos_token":'
@@ -168,7 +197,7 @@ def _end_of_document(library: tokenizers.Tokenizer, file: Path) -> int:
 
 def _json_object(file: Path) -> dict[str, object]:
     """The object in `file`; an empty one if there is no file."""
-    return read_json_object(file, DataError) if file.exists() else {}
+    return read_json_object(file, DataError) if os.path.lexists(file) else {}
 
 
 def _text(text: str | bytes) -> str:

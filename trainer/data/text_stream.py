@@ -18,7 +18,7 @@ class TextStream:
     """The text of tokens, given one by one.
 
         stream = TextStream(tokenizer)
-        for token in prompt:          # where the prompt ends decides how the answer begins
+        for token in prompt:          # where the prompt ends decides how the answer starts
             stream.push(token)
         for token in generate():
             print(stream.push(token), end="", flush=True)
@@ -56,7 +56,7 @@ class TextStream:
         return self._utf8.decode(self._new(), final=True)
 
     def _new(self) -> bytes:
-        """The bytes of the tokens held back, as they read behind those given."""
+        """The bytes of the tokens held back, as they read after those given."""
         before = self._decode(self._tokens[: self._given])
         whole = self._decode(self._tokens)
         if whole.startswith(before):

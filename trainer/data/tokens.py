@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
     def unit(self) -> str: ...
 
     def encode(self, text: str | bytes) -> Tokens:
-        """The tokens [n] of `text`, of token_type, none added: no begin, no end of document.
+        """The tokens [n] of `text`, of token_type, none added: no start, no end of document.
 
         The end of document written out in `text` is text and gives other tokens. ValueError for
         what is not UTF-8.
@@ -68,6 +68,16 @@ class ByteTokenizer:
         if kept.size and not 0 <= kept.min() <= kept.max() <= 255:
             raise ValueError(f"tokens {kept.min()}..{kept.max()} where bytes are 0..255")
         return kept.astype(np.uint8).tobytes()
+
+
+def is_of_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether each token is one byte, or the end of a document: built in, or from a file."""
+    if tokenizer.vocabulary_size != ByteTokenizer.vocabulary_size:
+        return False
+    others = [n for n in range(tokenizer.vocabulary_size) if n != tokenizer.end_of_document]
+    return {tokenizer.decode(np.array([token])) for token in others} == {
+        bytes([byte]) for byte in range(256)
+    }
 
 
 def token_type(vocabulary_size: int) -> DTypeLike:

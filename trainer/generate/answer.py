@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.generate.cached_model import CachedModel
 from trainer.generate.decode import Counts
+from trainer.generate.question import Limit, Question
 from trainer.generate.text_model import TextModel
 
 Decoding = Callable[[CachedModel, Sequence[int], Counts], Iterator[int]]
@@ -16,24 +17,29 @@ Decoding = Callable[[CachedModel, Sequence[int], Counts], Iterator[int]]
 
 @dataclass(frozen=True)
 class Answer:
-    """prompt_tokens: how many. tokens: new ones, without one that ends the text. ended: such a
-    token came, rather than the limit. prompt_seconds: until the first token was chosen. seconds:
+    """prompt_tokens: how many. tokens: new ones, without one that ends the text. limit: what ended
+    the text where no such token came. prompt_seconds: until the first token was chosen. seconds:
     from there on, for `steps` further tokens, the one that ends the text among them."""
 
     prompt_tokens: int
     tokens: tuple[int, ...]
-    ended: bool
+    limit: Limit | None
     prompt_seconds: float
     seconds: float
     steps: int
     counts: Counts
 
+    @property
+    def ended(self) -> bool:
+        """Whether the text ended by itself."""
+        return self.limit is None
+
     def tokens_per_second(self) -> float | None:
-        """Behind the first token; None where there was only one."""
+        """After the first token; None where there was only one."""
         return self.steps / self.seconds if self.steps else None
 
     def tokens_per_forward(self) -> float | None:
-        """Tokens for each pass of the main model, behind the prompt; None without such a pass."""
+        """Tokens for each pass of the main model after the prompt; None without such a pass."""
         return self.steps / self.counts.forwards if self.counts.forwards else None
 
     def acceptance(self) -> list[float | None]:
@@ -47,6 +53,7 @@ class Answer:
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": len(self.tokens),
             "ended": self.ended,
+            "limit": self.limit,
             "prompt_seconds": self.prompt_seconds,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second(),
@@ -56,17 +63,14 @@ class Answer:
 
 
 def answer(
-    text_model: TextModel,
-    prompt: Sequence[int],
-    new_tokens: int,
-    decoding: Decoding,
-    show: Callable[[int], None],
+    text_model: TextModel, question: Question, decoding: Decoding, show: Callable[[int], None]
 ) -> Answer:
-    """Up to `new_tokens` tokens behind a prompt of at least one; `show` sees each as it comes."""
+    """The text that follows a prompt; `show` sees each token as it comes."""
+    prompt, new_tokens = question.tokens, question.new_tokens
     counts, tokens, ended = Counts(), [], False
-    begin = time.monotonic()
+    begun = time.monotonic()
     model = text_model.begin(len(prompt) + new_tokens - 1)  # the last one is never read
-    first = last = begin
+    first = last = begun
     steps = -1
     for token in decoding(model, prompt, counts):
         last = time.monotonic()
@@ -79,5 +83,5 @@ def answer(
         show(token)
         if len(tokens) == new_tokens:
             break
-    took, rest = first - begin, last - first
-    return Answer(len(prompt), tuple(tokens), ended, took, rest, steps, counts)
+    limit = None if ended else question.limit
+    return Answer(len(prompt), tuple(tokens), limit, first - begun, last - first, steps, counts)

@@ -7,10 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.errors import RunError
+
 
 def most_likely(logits_V: Tensor) -> int:
-    """The greedy choice; the first of equals."""
+    """The greedy choice; the first of equals. Raises RunError for what is not finite."""
+    require_finite(logits_V)
     return int(logits_V.argmax())
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise RunError unless the model computed numbers."""
+    if not bool(logits.isfinite().all()):
+        raise RunError(
+            "the model's logits are not finite, so no token is the most likely: its weights are "
+            "too large for --dtype, or were saved when the training had failed"
+        )
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,8 @@ class Sampler:
     generator: torch.Generator
 
     def __call__(self, logits_V: Tensor) -> int:
+        """Raises RunError for what is not finite."""
+        require_finite(logits_V)
         probability_V = nucleus((logits_V.double() / self.temperature).softmax(-1), self.top_p)
         return int(torch.multinomial(probability_V, 1, generator=self.generator))
 

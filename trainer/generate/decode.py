@@ -16,7 +16,7 @@ Choose = Callable[[Tensor], int]
 class Counts:
     """What a decoding has done so far.
 
-    forwards: passes of the main model behind the prompt. offered, accepted: drafts of each MTP
+    forwards: passes of the main model after the prompt. offered, accepted: drafts of each MTP
     depth, from 1, that were verified, and that held (with all before them).
     """
 
@@ -28,9 +28,9 @@ class Counts:
 def decode(
     model: CachedModel, prompt: Sequence[int], counts: Counts, choose: Choose
 ) -> Iterator[int]:
-    """New tokens without end, behind a prompt of at least one token.
+    """New tokens without end, after a prompt of at least one token.
 
-    Who takes n of them needs a model with len(prompt) + n - 1 positions.
+    To take n of them needs a model with len(prompt) + n - 1 positions.
     """
     for hidden_TD in model.read(prompt):
         last_1D = hidden_TD[-1:]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass
 class LatentCache:
-    """What one layer keeps of a text: C + R numbers a token, whatever the number of heads.
+    """What one layer keeps of a text: C + R numbers per token, whatever the number of heads.
 
-    entries_LE: [positions, C + R]; a token's normalised key-value latent [C] and, behind it, the
+    entries_LE: [positions, C + R]; a token's normalised key-value latent [C] and, after it, the
     rotated key [R] that all heads share. The first `length` are set.
     cos_LR, sin_LR: the rotation of every position; all layers have the same tensors.
     """

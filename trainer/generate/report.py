@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from trainer.data.text_stream import TextStream
-from trainer.data.tokens import Tokenizer
 from trainer.errors import RunError
 from trainer.generate.answer import Answer
-
-
-def text_behind(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text of `tokens` as it is read behind `prompt`."""
-    stream = TextStream(tokenizer)
-    for token in prompt:
-        stream.push(token)
-    return "".join(map(stream.push, tokens)) + stream.end()
 
 
 def require_same(made: Answer, plain: Answer) -> None:
@@ -39,17 +28,22 @@ def as_json(made: Answer, plain: Answer | None) -> dict[str, Any]:
     return result
 
 
-def in_words(made: Answer, plain: Answer | None) -> str:
-    """One line."""
+def in_words(made: Answer, plain: Answer | None, longest: int | None) -> str:
+    """One line. longest: max_position_embeddings of the checkpoint."""
     words = [f"prompt of {_tokens(made.prompt_tokens)} in {made.prompt_seconds:.2f} s"]
     words.append(f"{_tokens(len(made.tokens), 'new ')}{', ended by itself' * made.ended}")
+    if made.limit == "max_position_embeddings":
+        words.append(
+            f"no room for more: max_position_embeddings is {longest}, the data.sequence_length "
+            "that a run trained with"
+        )
     if (rate := made.tokens_per_second()) is not None:
         words.append(f"{rate:,.1f} tokens/s")
     if made.counts.offered:
         shares = ["none offered" if a is None else f"{a:.1%}" for a in made.acceptance()]
         words.append(f"drafts accepted {' and '.join(shares)}")
     if made.counts.offered and (tokens := made.tokens_per_forward()) is not None:
-        words.append(f"{tokens:.2f} tokens a pass")
+        words.append(f"{tokens:.2f} tokens per pass")
     if plain is not None and (rate := plain.tokens_per_second()) is not None:
         words.append(f"plain decoding gave the same tokens at {rate:,.1f} tokens/s")
         words.append(f"speed-up {_speed_up(made, plain):.2f}")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from trainer.generate.cached_model import CachedModel
-from trainer.generate.choose import most_likely
+from trainer.generate.choose import most_likely, require_finite
 from trainer.generate.decode import Counts
 
-# Logits nearer to each other than this x machine epsilon x the larger are a tie: passes over more
+# Logits closer to each other than this x machine epsilon x the larger are a tie: passes over more
 # and over fewer tokens round differently (docs/generation.md has how much).
 TIE = 1000.0
 
@@ -35,9 +35,9 @@ class Drafter:
         self._waiting: list[Tensor] = []
 
     def draft(self, hidden_TD: Tensor, tokens: Sequence[int]) -> list[int]:
-        """The next tokens behind `tokens`, one of each depth.
+        """The next tokens after `tokens`, one of each depth.
 
-        hidden_TD: the model's, of the T positions from the one behind the last call's to the last
+        hidden_TD: the model's, of the T positions from the one after the last call's to the last
         but one of `tokens`, which are all tokens of the text.
         """
         model, known = self._model, list(tokens)
@@ -76,6 +76,7 @@ def speculate(model: CachedModel, prompt: Sequence[int], counts: Counts) -> Iter
         hidden_TD = model.hidden([token, *drafts])
         counts.forwards += 1
         logits_TV = model.logits(hidden_TD)
+        require_finite(logits_TV)
         choices = logits_TV.argmax(-1).tolist()
         held = _leading_equal(drafts, choices)
         tie = _first_tie(logits_TV[: held + 1])
@@ -93,7 +94,7 @@ def speculate(model: CachedModel, prompt: Sequence[int], counts: Counts) -> Iter
 
 
 def _decide(model: CachedModel, tokens: Sequence[int], as_decoded: int, counts: Counts) -> int:
-    """The choice behind `tokens`, read one by one behind the first `as_decoded`."""
+    """The choice after `tokens`, which are read one by one after the first `as_decoded`."""
     model.truncate(as_decoded)
     for token in tokens[as_decoded:]:
         last_1D = model.hidden([token])

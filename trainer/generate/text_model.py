@@ -1,7 +1,8 @@
-"""A checkpoint to generate text with: weights, tokenizer, where texts begin and end."""
+"""A checkpoint to generate text with: weights, tokenizer, where texts start and end."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
 from trainer.errors import CheckpointError, ConfigError
 from trainer.generate.cached_model import CachedModel, begin_text, cached_part
-from trainer.io.json_object import read_json_object
+from trainer.io.json_object import read_json_object, shown
 from trainer.model.part import ModelPart
 
 Progress = Callable[[int, int], None]
@@ -28,9 +29,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TextModel:
-    """part: of `model`, loaded. first: the token that every text begins with, if any. lone: what
+    """part: of `model`, loaded. first: the token that every text starts with, if any. lone: what
     stands in for an empty prompt. ends: tokens that end a text. longest: tokens of the longest
-    text, None where config.json does not say.
+    text, max_position_embeddings; None where config.json does not say.
     """
 
     part: ModelPart
@@ -47,11 +48,11 @@ class TextModel:
             tokens = self.tokenizer.encode(prompt).tolist()
         except ValueError as error:
             raise ConfigError(f"the prompt is not UTF-8: {error}") from error
-        begin = [] if self.first is None else [self.first]
-        return begin + tokens or [self.lone]
+        start = [] if self.first is None else [self.first]
+        return start + tokens or [self.lone]
 
     def room(self, prompt: int, wanted: int | None, usual: int) -> int:
-        """How many new tokens to make behind a prompt of so many: those wanted, else the usual
+        """How many new tokens to make after a prompt of so many: those wanted, else the usual
         number or what there is room for. Raises ConfigError where they do not fit."""
         if self.longest is None:
             return usual if wanted is None else wanted
@@ -61,9 +62,23 @@ class TextModel:
             advice = f"ask for at most {left}" if left > 0 else "shorten the prompt"
             raise ConfigError(
                 f"{prompt} tokens of prompt and {new} do not fit into max_position_embeddings = "
-                f"{self.longest} of config.json: {advice}"
+                f"{self.longest} of config.json, which a run sets to its data.sequence_length: "
+                f"{advice}"
             )
         return min(usual, left) if wanted is None else wanted
+
+    def require_memory(self, positions: int) -> None:
+        """Raise ConfigError where the caches of a text so long are larger than all memory."""
+        c, layers = self.model.attention, self.model.layers + self.model.mtp.depth
+        numbers = layers * (c.kv_lora_rank + c.rope_head_dim) + 2 * c.rope_head_dim
+        needed = positions * numbers * self.part.embed_tokens.weight.element_size()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > memory:
+            raise ConfigError(
+                f"prompt and new text of {positions:,} tokens need {needed / 1e9:,.1f} GB, "
+                f"this machine has {memory / 1e9:,.1f} GB of memory: ask for fewer by "
+                "--max-new-tokens"
+            )
 
     def begin(self, positions: int) -> CachedModel:
         """An empty text of up to `positions` tokens; the one before ends."""
@@ -89,13 +104,15 @@ def load_text_model(
     chosen = _tokenizer(folder, tokenizer, model)
     if not with_mtp:
         model = replace(model, mtp=replace(model.mtp, depth=0))
+    first, lone, ends = _special_tokens(checkpoint, chosen, model)
     part = cached_part(model, Ops(Precision(dtype, dtype)))
     load_part(part, model, checkpoint, True, progress)
-    return _text_model(part, model, chosen, checkpoint)
+    longest = checkpoint.config.get("max_position_embeddings")
+    return TextModel(part, model, chosen, first, lone, ends, longest)
 
 
 def _tokenizer(folder: Path, path: str | None, model: ModelConfig) -> Tokenizer:
-    if path is None and (folder / TOKENIZER_FILE).exists():
+    if path is None and os.path.lexists(folder / TOKENIZER_FILE):
         path = str(folder)
     if path is None and model.vocab_size != ByteTokenizer().vocabulary_size:
         raise ConfigError(
@@ -111,31 +128,30 @@ def _tokenizer(folder: Path, path: str | None, model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def _text_model(
-    part: ModelPart, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Checkpoint
-) -> TextModel:
+def _special_tokens(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, model: ModelConfig
+) -> tuple[int | None, int, frozenset[int]]:
+    """`first`, `lone` and `ends` of the TextModel."""
     special = checkpoint.config | _read(checkpoint.folder / GENERATION_FILE)
-    begin, end = special.get("bos_token_id"), special.get("eos_token_id")
+    start, end = special.get("bos_token_id"), special.get("eos_token_id")
+    if start is not None and not (type(start) is int and 0 <= start < model.vocab_size):
+        raise CheckpointError(
+            f"{checkpoint.folder}: bos_token_id is {shown(start)}, must be a token of the model, "
+            f"0 to {model.vocab_size - 1}"
+        )
     asked = _read(checkpoint.folder / "tokenizer_config.json").get("add_bos_token")
-    if asked and begin is None:
+    if asked and start is None:
         raise CheckpointError(
             f"{checkpoint.folder}: tokenizer_config.json has add_bos_token, but neither "
             "generation_config.json nor config.json has a bos_token_id"
         )
     ends = end if isinstance(end, list) else [] if end is None else [end]
-    if not all(isinstance(token, int) for token in ends):
-        raise CheckpointError(f"{checkpoint.folder}: eos_token_id is {end!r}, must be numbers")
-    return TextModel(
-        part=part,
-        model=model,
-        tokenizer=tokenizer,
-        first=begin if asked else None,
-        lone=tokenizer.end_of_document if begin is None else begin,
-        ends=frozenset([tokenizer.end_of_document, *ends]),
-        longest=checkpoint.config.get("max_position_embeddings"),
-    )
+    if not all(type(token) is int for token in ends):
+        raise CheckpointError(f"{checkpoint.folder}: eos_token_id is {shown(end)}, must be numbers")
+    lone = tokenizer.end_of_document if start is None else start
+    return start if asked else None, lone, frozenset([tokenizer.end_of_document, *ends])
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no file."""
-    return read_json_object(path, CheckpointError) if path.exists() else {}
+    return read_json_object(path, CheckpointError) if os.path.lexists(path) else {}

@@ -39,14 +39,14 @@ def byte_progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int
     hidden = quiet or not console.is_terminal
     bar = Progress(*columns, console=console, transient=True, disable=hidden)
     task = bar.add_task(what, total=None)
-    begin = said = time.monotonic()
+    begun = said = time.monotonic()
 
     def show(done: int, total: int) -> None:
         nonlocal said
         bar.update(task, completed=done, total=total)
         now = time.monotonic()
         if not console.is_terminal and now - said > _LINE_EVERY:
-            seconds, said = now - begin, now
+            seconds, said = now - begun, now
             left = seconds / max(done, 1) * (total - done)
             rate = f"{done / seconds / 1e6:,.0f} MB/s"
             sizes = f"{done / 1e9:,.3f} of {total / 1e9:,.3f} GB"

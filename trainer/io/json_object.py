@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
+from parallel.errors import TandemError
+from trainer.io.regular_file import read_regular
 
-def read_json_object(path: Path, error: type[Exception]) -> dict[str, Any]:
+# The largest that is known is the index of a checkpoint with some 150,000 tensors, about 20 MB.
+_MOST_BYTES = 1 << 27
+# Who reads values by recursion is safe below this depth; no config comes near it.
+_MOST_DEPTH = 50
+
+
+def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
     """The object in `path`. Raises `error` where it cannot be read or is something else."""
+    content = read_regular(path, _MOST_BYTES, error)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as reason:
-        raise error(f"{path}: cannot be read: {reason.strerror}") from reason
+        value = json.loads(content.decode())
     except ValueError as reason:  # JSON and Unicode errors
         raise error(f"{path}: is not JSON: {reason}: fetch it again") from reason
+    except RecursionError as reason:
+        raise error(f"{path}: is JSON nested too deep to be read: fetch it again") from reason
     if not isinstance(value, dict):
         raise error(f"{path}: must be a JSON object, not a {type(value).__name__}")
+    if _is_deeper(value, _MOST_DEPTH):
+        raise error(f"{path}: is JSON nested more than {_MOST_DEPTH} deep: fetch it again")
     return value
+
+
+def shown(value: object) -> str:
+    """A value from a file for a message: its repr, shortened where it is long or nested."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 100
+    return short.repr(value)
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        inner = (v for outer in level for v in (outer.values() if type(outer) is dict else outer))
+        level = [v for v in inner if type(v) in (dict, list)]
+        if not level:
+            return False
+    return True

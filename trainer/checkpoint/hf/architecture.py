@@ -8,7 +8,6 @@ that does not fit its checkpoint is reported at once.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from trainer.checkpoint.hf.config_types import (
 )
 from trainer.config.schema import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
 from trainer.errors import ConfigError
-from trainer.io.json_object import read_json_object
+from trainer.io.json_object import read_json_object, shown
 
 CONFIG_FILE = "config.json"
 FP8_BLOCKS = {
@@ -68,9 +67,9 @@ def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     of_type = _REQUIRED_OF.get(str(config.get("model_type")), {})
     for key, allowed in (_REQUIRED | of_type).items():
         if config.get(key) not in allowed:
+            supported = " or ".join(map(repr, allowed))
             raise ConfigError(
-                f"{where}: {key} is {config.get(key)!r}, only {' or '.join(map(repr, allowed))} "
-                "is supported"
+                f"{where}: {key} is {shown(config.get(key))}, only {supported} is supported"
             )
     require_types(config, where, REQUIRED, OPTIONAL)
     if "q_lora_rank" not in config:  # null is none, but nothing means 1536 to transformers
@@ -81,7 +80,7 @@ def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         or any(quantised.get(key) != FP8_BLOCKS[key] for key in _FP8_KEYS)
     ):
         raise ConfigError(
-            f"{where}: quantization_config {json.dumps(quantised)} is not supported: only fp8 in "
+            f"{where}: quantization_config {shown(quantised)} is not supported: only fp8 in "
             "blocks of 128 x 128"
         )
     return _model(config, where)
@@ -142,7 +141,7 @@ def _rope(c: dict[str, Any], where: str) -> tuple[float, YarnConfig]:
     unknown = {k for k in ("attention_factor", "partial_rotary_factor") if scaling.get(k)}
     if kind != "yarn" or unknown or not scaling.get("truncate", True):
         raise ConfigError(
-            f"{where}: rope scaling {json.dumps(scaling)} is not supported: only type yarn, "
+            f"{where}: {key} {shown(scaling)} is not supported: only type yarn, "
             "without attention_factor and truncate"
         )
     require_types(scaling, f"{where}: {key}", YARN_REQUIRED, YARN_OPTIONAL)

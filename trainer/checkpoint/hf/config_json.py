@@ -30,7 +30,7 @@ def not_representable(model: ModelConfig) -> str | None:
     if moe.score == "softmax" and moe.bias_gamma:
         return "model.moe.bias_gamma must be 0 with model.moe.score softmax: V2 has no router bias"
     if moe.score == "sigmoid" and moe.groups > 1 and moe.experts // moe.groups < 2:
-        return "model.moe.groups must leave at least 2 experts a group, as in DeepSeek-V3"
+        return "model.moe.groups must leave at least 2 experts per group, as in DeepSeek-V3"
     return None
 
 
@@ -78,7 +78,7 @@ def hf_from_model(
         "attention_dropout": 0.0,
         "rope_theta": attention.rope_theta,
         "rope_scaling": _rope_scaling(attention.yarn),
-        "max_position_embeddings": max(kept.get("max_position_embeddings", 0), longest),
+        "max_position_embeddings": max(kept.get("max_position_embeddings") or 0, longest),
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "initializer_range": model.init_std,

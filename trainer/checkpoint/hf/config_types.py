@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.io.json_object import shown
+
+_MOST = 10**15  # far beyond any model, and still exact as a float
 
 # (type, least value): of keys that must be there, and of those that may be missing or null.
 _COUNT, _COUNT_OR_ZERO, _NUMBER = (int, 1), (int, 0), (float, 0)
@@ -51,7 +53,7 @@ def require_types(config: Any, where: str, required: Kinds, optional: Kinds) -> 
     """Raise ConfigError, which names the first key at fault, unless `config` is an object with
     these keys and kinds of values."""
     if not isinstance(config, dict):
-        raise ConfigError(f"{where} is {config!r}, must be an object of keys and values")
+        raise ConfigError(f"{where} is {shown(config)}, must be an object of keys and values")
     for key, (kind, least) in {**required, **optional}.items():
         value = config.get(key)
         if value is None and key in optional:
@@ -60,6 +62,9 @@ def require_types(config: Any, where: str, required: Kinds, optional: Kinds) -> 
             raise ConfigError(f"{where}: {key} is missing")
         kinds = (int, float) if kind is float else (int,)
         number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not (number and least <= value < math.inf):  # type: ignore[operator]
+        if not (number and least <= value <= _MOST):  # type: ignore[operator]
             what = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"{where}: {key} is {value!r}, must be {what}, {least} or more")
+            raise ConfigError(
+                f"{where}: {key} is {shown(value)}, must be {what}, {least} or more, at most "
+                f"{_MOST:g}"
+            )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
+import yaml
 
 from trainer.checkpoint.hf.architecture import CONFIG_FILE, FP8_BLOCKS, model_from_hf, with_mtp_of
 from trainer.checkpoint.hf.encode import stored_dtype
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, scale_shape
-from trainer.checkpoint.hf.reader import SCALE_FILES, Checkpoint, Stored
+from trainer.checkpoint.hf.index import SCALE_FILES
+from trainer.checkpoint.hf.reader import Checkpoint, Stored
 from trainer.config.schema import ModelConfig, StorageType
 from trainer.config.validate import model_problems
 from trainer.errors import ConfigError
@@ -66,6 +68,13 @@ def checked_model(source: Checkpoint) -> ModelConfig:
     source.require(shapes)
     source.require_nothing_else(shapes)
     return model
+
+
+def model_section(source: Checkpoint) -> str:
+    """The `model:` section, as YAML, of a run that starts from this checkpoint. Raises what
+    `checked_model` raises."""
+    model = replace(checked_model(source), init_from=str(source.folder.resolve()))
+    return yaml.safe_dump({"model": asdict(model)}, sort_keys=False)
 
 
 def plan_conversion(source: Checkpoint, choice: Choice, without_mtp: bool) -> Conversion:

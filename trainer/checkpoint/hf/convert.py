@@ -6,6 +6,8 @@ Memory: the tensors of one file of the target, and one tensor of the source.
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +18,16 @@ from trainer.checkpoint.hf.architecture import CONFIG_FILE
 from trainer.checkpoint.hf.companions import carried_files, tokenizer_files
 from trainer.checkpoint.hf.conversion import Conversion
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, quantise
+from trainer.checkpoint.hf.index import INDEX, SCALE_FILES
 from trainer.checkpoint.hf.output_folder import OutputFolder, require_room, scratch
-from trainer.checkpoint.hf.reader import INDEX, SCALE_FILES, Checkpoint
+from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.checkpoint.hf.writer import (
     copy_file,
     write_index,
     write_json,
     write_shard,
 )
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, Stopped
 
 _LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 
@@ -39,21 +42,41 @@ def require_place(conversion: Conversion, target: Path, overwrite: bool) -> None
             f"{source}: lies in {scratch(target)}, which is for writing {target}: move it first"
         )
     if os.path.lexists(target):
-        if not (target / CONFIG_FILE).is_file():
+        if not os.path.isfile(target / CONFIG_FILE):
             raise CheckpointError(f"{target}: exists and is no checkpoint: choose another folder")
         if not overwrite:
             raise CheckpointError(f"{target}: exists: choose another, or replace it by --overwrite")
     require_room(target, conversion.nbytes, " or choose another disk")
 
 
-def convert(conversion: Conversion, target: Path, progress: Callable[[int, int], None]) -> None:
-    """Write what was planned to the folder `target`, replacing what is there.
+def convert(conversion: Conversion, target: Path, progress: Callable[[int, int], None]) -> float:
+    """Write what was planned to the folder `target`, replacing what is there; the seconds it took.
 
     progress(done, total): bytes of the tensors that have been converted or copied. Whatever ends
     this early, Ctrl-C too, leaves `target` as it was or, in the last moment, the new one, and
-    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also where another
-    process is writing `target`.
+    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also for values that
+    are not finite, and where another process is writing `target`; Stopped for Ctrl-C, which says
+    whether `target` is the new one.
     """
+    begun, before = time.monotonic(), _identity(target)
+    try:
+        _convert(conversion, target, progress)
+    except KeyboardInterrupt as error:
+        written = _identity(target) not in (None, before)
+        what = f"{target} is written and whole" if written else "nothing written"
+        raise Stopped(signal.SIGINT, f"stopped by Ctrl-C, {what}") from error
+    return time.monotonic() - begun
+
+
+def _identity(folder: Path) -> int | None:
+    """What differs in a folder that takes the place of this one; None if there is none."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
+def _convert(conversion: Conversion, target: Path, progress: Callable[[int, int], None]) -> None:
     target = target.resolve()
     done, total = 0, conversion.nbytes
     unchanged = _unchanged_files(conversion)
@@ -68,6 +91,7 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
         partial = output.partial
         for file, names in conversion.by_file().items():
             if file in unchanged:
+                conversion.source.require_finite(file)
                 copy_file(source / file, partial / file)
                 advance(sum(conversion.tensors[name].nbytes for name in names))
             else:

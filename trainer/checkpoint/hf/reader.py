@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainer.checkpoint.hf.architecture import CONFIG_FILE
+from trainer.checkpoint.hf.finite import all_finite
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, dequantise, scale_shape
+from trainer.checkpoint.hf.index import INDEX, SINGLE, no_weights, read_index
 from trainer.errors import CheckpointError
 from trainer.io.json_object import read_json_object
+from trainer.io.regular_file import require_regular
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-# Metadata of the index: {scale: file} of the scales that are not here now, and that in fp8 stand in
-# another file than their weight, as some of the released checkpoints do at the end of a file.
-SCALE_FILES = "scale_files"
 _FP8 = torch.float8_e4m3fn
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, _FP8)
 # The names of safetensors' header (github.com/huggingface/safetensors, "Format").
@@ -68,16 +67,16 @@ class Checkpoint:
 
         Raises CheckpointError for what is missing, cut short or not what its name says.
         """
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise CheckpointError(f"{folder}: there is no such folder")
         self.folder = folder
         self.config = read_json_object(folder / CONFIG_FILE, CheckpointError)
         self.metadata: dict[str, Any] = {}
         self.files: dict[str, str] = {}
-        if (folder / INDEX).exists():
-            self.metadata, self.files = _read_index(folder / INDEX)
-        elif not (folder / SINGLE).exists():
-            raise CheckpointError(_no_weights(folder))
+        if os.path.lexists(folder / INDEX):
+            self.metadata, self.files = read_index(folder / INDEX)
+        elif not os.path.lexists(folder / SINGLE):
+            raise CheckpointError(no_weights(folder))
         self._stored: dict[str, Stored] = {}
         indexed = bool(self.files)
         for file in self.shards() or [SINGLE]:
@@ -135,14 +134,31 @@ class Checkpoint:
 
         fp8 blocks are multiplied with their scale, unless they are asked for as float8_e4m3fn: then
         these are the codes, and the scale is a tensor to be read by its own name. Needs the memory
-        of the result, and while it reads that of the tensor as stored.
+        of the result, and while it reads that of the tensor as stored. Raises CheckpointError for
+        a tensor that cannot be read, or is not finite as `dtype`.
         """
         stored = self.stored(name).dtype
         with _opened(self.folder / self.files[name]) as tensors:
             tensor = tensors.get_tensor(name)  # a view of the file, mapped into memory
             if stored != _FP8 or dtype == _FP8:
-                return tensor.to(dtype, copy=True)
-            return dequantise(tensor, self.read(name + SCALE_SUFFIX, torch.float32), dtype)
+                result = tensor.to(dtype, copy=True)
+            else:
+                result = dequantise(tensor, self.read(name + SCALE_SUFFIX, torch.float32), dtype)
+        self._require_finite(name, result)
+        return result
+
+    def require_finite(self, file: str) -> None:
+        """Raise CheckpointError for the first tensor of a file with a value that is not finite."""
+        with _opened(self.folder / file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                self._require_finite(name, tensors.get_tensor(name))
+
+    def _require_finite(self, name: str, tensor: Tensor) -> None:
+        if not all_finite(tensor):
+            raise CheckpointError(
+                f"{self._where(name)} has values that are not finite as {_words(tensor.dtype)} "
+                "(nan or infinity), so the model computes nothing: take weights from before that"
+            )
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError for the first of these tensors that is missing, has another shape,
@@ -197,44 +213,15 @@ def _words(dtype: torch.dtype) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; whatever goes wrong with it becomes one line that names it."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path}: there is no such file: fetch it")
+    size = require_regular(path, CheckpointError)
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size if path.exists() else 0
+    except SafetensorError as error:
         raise CheckpointError(
             f"{path}: is cut short or no safetensors file ({size:,} bytes; {error}): fetch it again"
         ) from error
-
-
-def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    index = read_json_object(path, CheckpointError)
-    files, metadata = index.get("weight_map"), index.get("metadata") or {}
-    if not files or not isinstance(metadata, dict):
-        raise CheckpointError(f'{path}: must have a "weight_map" from tensor to file')
-    _check_files(path, files)
-    _check_files(path, metadata.get(SCALE_FILES, {}))
-    return metadata, files
-
-
-def _check_files(path: Path, files: object) -> None:
-    """Raise CheckpointError unless these are names of safetensors files of the same folder."""
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{path}: must map tensors to files, got {str(files)[:80]}")
-    for name, file in files.items():
-        if not re.fullmatch(r"[^/\\\0]+\.safetensors", str(file)):
-            raise CheckpointError(
-                f"{path}: places {name} in {file!r}, which is no safetensors file of this folder"
-            )
-
-
-def _no_weights(folder: Path) -> str:
-    for pattern in ("*.bin", "*.pt", "*.pth"):
-        for pickle in sorted(folder.glob(pattern)):
-            return (
-                f"{folder}: has weights as pickles only ({pickle.name}), which run code when read: "
-                "save them as safetensors"
-            )
-    return f"{folder}: has neither {INDEX} nor {SINGLE}"
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error

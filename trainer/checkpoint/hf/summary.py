@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, and whether that is what its config.json describes."""
+"""What the headers of a checkpoint say it holds, and whether config.json describes that."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.table import Table
+
 from trainer.checkpoint.hf.conversion import checked_model
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.errors import CheckpointError, ConfigError
+from trainer.io.terminal import printable
 from trainer.model.names import mtp_copies, released_shapes
 
 
@@ -18,6 +21,7 @@ class Summary:
     of embedding and head; both and mtp_depth are None where `problem` says what is wrong.
 
     tensors: as stored, scales included; bytes_by_type: by the name of the type.
+    max_position_embeddings: tokens of the longest text, a run's data.sequence_length.
     """
 
     folder: str
@@ -28,6 +32,7 @@ class Summary:
     parameters: int | None
     mtp_parameters: int | None
     mtp_depth: int | None
+    max_position_embeddings: int | None
     problem: str | None
 
     def as_json(self) -> dict[str, Any]:
@@ -61,5 +66,25 @@ def summarise(checkpoint: Checkpoint) -> Summary:
         parameters=parameters,
         mtp_parameters=mtp_parameters,
         mtp_depth=depth,
+        max_position_embeddings=checkpoint.config.get("max_position_embeddings"),
         problem=problem,
     )
+
+
+def table(found: Summary) -> Table:
+    """The same but for the problem, for a console that takes text literally."""
+    shown = Table(title=printable(found.folder), show_header=False)
+    shown.add_column("what")
+    shown.add_column("value", justify="right")
+    shown.add_row("model_type", printable(found.model_type))
+    if found.parameters is not None:
+        shown.add_row("parameters", f"{found.parameters:,}")
+        shown.add_row("MTP depth", str(found.mtp_depth))
+        shown.add_row("parameters of MTP", f"{found.mtp_parameters:,}")
+    if found.max_position_embeddings is not None:
+        shown.add_row("longest text, in tokens", printable(found.max_position_embeddings))
+    shown.add_row("tensors", f"{found.tensors:,}")
+    shown.add_row("files", f"{found.files:,}")
+    for kind, size in found.bytes_by_type.items():
+        shown.add_row(f"bytes in {kind}", f"{size:,}")
+    return shown

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.checkpoint.hf.reader import INDEX
+from trainer.checkpoint.hf.index import INDEX
 from trainer.errors import CheckpointError
 
 SHARD_BYTES = 5 * 10**9
