@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parallel.files.shown import printable
 from trainer.errors import ConfigError
 from trainer.io.command_parser import CommandParser
-from trainer.io.terminal import plain_console, printable
+from trainer.io.terminal import plain_console
 from trainer.run.exit import guarded
 
 if TYPE_CHECKING:

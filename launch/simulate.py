@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.io.command_end import run_command
+from trainer.run.exit import guarded
 
 # All else is imported by the functions that need it, so that Ctrl-C ends in one line at any time.
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ SEARCHING = ("--search-seconds", "--search-moves", "--memory-cap", "--seed")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command("simulate", lambda: _simulate(arguments))
+    return guarded("simulate", lambda: _simulate(arguments))
 
 
 def _simulate(arguments: list[str] | None) -> int:
@@ -167,7 +167,7 @@ def _costs(options: argparse.Namespace) -> CostModel:
 
 
 def _request(options: argparse.Namespace) -> Request:
-    from parallel.schedule.files import require_outputs
+    from parallel.files.outputs import require_outputs
     from parallel.study.requested import Request, SearchSettings
     from parallel.study.timeline_file import read_timeline
 

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parallel.files.outputs import require_outputs
 from parallel.ranks.environment import Place, place_from_environment
 from trainer.bench.limited_link import limited_link
 from trainer.config.derived import mesh_of
@@ -25,7 +26,6 @@ from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
-from trainer.io.writable import require_writable
 from trainer.run.exit import reported, signals_as_exceptions
 from trainer.run.local_ranks import own_command, require_room, run_ranks_here
 from trainer.run.rank import run_rank, said_once
@@ -88,14 +88,9 @@ class Options:
             )
         if self.link_rate is not None and world == 1:
             raise ConfigError("--link-rate needs several processes to have a link: mesh asks for 1")
-        if self.save_costs is not None and self.save_costs == self.save_timeline:
-            raise ConfigError(f"--save-costs and --save-timeline are both {self.save_costs}")
-        for option, path in (
-            ("save-costs", self.save_costs),
-            ("save-timeline", self.save_timeline),
-        ):
-            if path is not None:
-                require_writable(f"--{option}", path)
+        named = {"--save-costs": self.save_costs, "--save-timeline": self.save_timeline}
+        outputs = {option: path for option, path in named.items() if path is not None}
+        require_outputs(outputs, outputs)
 
     def trial(self, config: Config) -> Trial:
         from trainer.bench.throughput import Trial

@@ -16,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from trainer.io.command_end import run_command
+from trainer.run.exit import guarded
 
 # All else is imported by the functions that need it, so that Ctrl-C ends in one line at any time.
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ STAGE, PAIR_FACTOR, WITHIN = 60.0, 1.0, 3.0
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command("truth", lambda: _measure(arguments))
+    return guarded("truth", lambda: _measure(arguments))
 
 
 def _measure(arguments: list[str] | None) -> int:
@@ -171,8 +171,8 @@ def _print(
 ) -> None:
     from rich.console import Console
 
+    from parallel.files.shown import printable
     from parallel.pipeline.truth.report import as_json, torch_table, truth_table
-    from parallel.schedule.shown import printable
 
     if options.json:
         print(json.dumps(as_json(found, beside), indent=2))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from parallel.files.shown import printable
 from trainer.errors import ConfigError, RunError, Stopped
-from trainer.io.terminal import plain_console, printable
+from trainer.io.terminal import plain_console
 from trainer.run.exit import guarded
 
 ROOT = Path(__file__).parent.parent

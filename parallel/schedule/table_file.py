@@ -20,11 +20,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from parallel.files.outputs import write_file
+from parallel.files.regular import read_text
+from parallel.files.shown import printable, shown
 from parallel.schedule.cycle_collector import collector_paused
-from parallel.schedule.files import read_text, write_file
 from parallel.schedule.lower import KINDS, lower
 from parallel.schedule.settings import SettingError, require_counts
-from parallel.schedule.shown import printable, shown
 from parallel.schedule.table import (
     Action,
     Item,
@@ -36,6 +37,7 @@ from parallel.schedule.table import (
     at,
 )
 
+MOST_BYTES = 2**28  # a table or timeline of the most actions has less than half of it
 MESSAGES = "messages"
 
 
@@ -93,8 +95,9 @@ def table_text(
 
 def read_json(path: Path | str, where: str) -> Any:
     """What a JSON file says. Raises ScheduleError in one line that starts with `where`."""
+    text = read_text(path, MOST_BYTES, ScheduleError, where)
     try:
-        return json.loads(read_text(path, where), object_pairs_hook=_without_repeats)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise ScheduleError(f"{where} is not JSON: it is nested too deeply") from None
     except ValueError as error:

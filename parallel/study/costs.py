@@ -18,10 +18,11 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from parallel.schedule.files import read_text, write_file
-from parallel.schedule.shown import shown
+from parallel.files.outputs import write_file
+from parallel.files.plain_yaml import plain_yaml
+from parallel.files.regular import read_text
+from parallel.files.shown import shown
 from parallel.schedule.table import Action, Item, Overlap, Schedule, ScheduleError
-from parallel.study.plain_yaml import plain_yaml
 
 Cost: TypeAlias = float | Sequence[float]
 BY_STAGE = ("forward", "input_grad", "weight_grad", "optimizer", "activation", "pending_fraction")
@@ -119,8 +120,9 @@ def read_costs(path: Path | str) -> CostModel:
     Raises ScheduleError, in one line that names the file and the key, for anything but costs.
     """
     where = f"costs: {path}"
+    text = read_text(path, MOST_BYTES, ScheduleError, where)
     try:
-        values = plain_yaml(read_text(path, where, MOST_BYTES))
+        values = plain_yaml(text)
     except ValueError as error:
         raise ScheduleError(f"{where} is not YAML: {error}") from None
     if values is None:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from parallel.schedule.files import write_file
+from parallel.files.outputs import write_file
 from parallel.schedule.table import Schedule
 from parallel.study import draw_rows as rows
 from parallel.study.timeline import Timeline

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from parallel.files.shown import printable
 from parallel.schedule.check import check
 from parallel.schedule.generators import GENERATORS, generate
 from parallel.schedule.settings import Setting, SettingError
-from parallel.schedule.shown import printable
 from parallel.schedule.table import Schedule, ScheduleError
 from parallel.schedule.table_file import read_table
 from parallel.study.costs import CostModel

@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from parallel.files.outputs import write_file
+from parallel.files.shown import printable, shown
 from parallel.schedule.check import check
 from parallel.schedule.cycle_collector import collector_paused
-from parallel.schedule.files import write_file
-from parallel.schedule.shown import printable, shown
 from parallel.schedule.table import Schedule, ScheduleError
 from parallel.schedule.table_file import read_json, table_of_rows, table_text
 from parallel.study.costs import MOST

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from parallel.schedule.files import write_file
+from parallel.files.outputs import write_file
 from parallel.schedule.lower import inputs, outputs
 from parallel.schedule.table import Item, Overlap, actions
 from parallel.study.costs import CostModel

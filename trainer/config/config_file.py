@@ -7,7 +7,6 @@ Values are read by the types of their keys, so nothing that YAML itself would ma
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -15,6 +14,9 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from parallel.files.plain_yaml import PlainLoader
+from parallel.files.regular import read_text
+from parallel.files.shown import printable
 from trainer.config.keys import MOVED, did_you_mean, keys
 from trainer.config.limits import LINE
 from trainer.config.schema import Config
@@ -37,7 +39,7 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     _refuse_cycle(path, extended_by)
-    file = _name(path)
+    file = printable(path)
     nodes = _pairs(_compose(file, _text(path, extended_by)), file, file)
     extended = nodes.pop(EXTENDS, None)
     found: dict[str, Any] = {}
@@ -89,62 +91,25 @@ def _at(node: yaml.Node, file: str) -> str:
     return f"{file}, line {node.start_mark.line + 1}"
 
 
-def _name(path: Path) -> str:
-    """A path in an error, on one line whatever its characters."""
-    return str(path) if str(path).isprintable() else repr(str(path))
-
-
 def _refuse_cycle(path: Path, extended_by: tuple[Path, ...]) -> None:
     resolved = [os.path.realpath(other) for other in extended_by]
     if os.path.realpath(path) in resolved:
-        chain = " -> ".join(_name(other) for other in (*extended_by, path))
-        raise ConfigError(f"{_name(path)} extends itself: {chain}")
+        chain = " -> ".join(printable(other) for other in (*extended_by, path))
+        raise ConfigError(f"{printable(path)} extends itself: {chain}")
     if len(extended_by) >= _DEEPEST:
-        raise ConfigError(f"{_name(path)}: no more than {_DEEPEST} files may extend each other")
+        raise ConfigError(f"{printable(path)}: no more than {_DEEPEST} files may extend each other")
 
 
 def _text(path: Path, extended_by: tuple[Path, ...]) -> str:
-    name = f"config file {_name(path)}"
+    name = f"config file {printable(path)}"
     if extended_by:
-        name += f", which {_name(extended_by[-1])} extends"
-    try:
-        # Without O_NONBLOCK, opening a FIFO waits for someone to write to it.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
-            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-                raise ConfigError(f"{name}: is not a file of text")
-            content = f.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(f"{name}: is larger than {_MOST_BYTES:,} bytes, so is no config")
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name}: is not YAML, since it is not text in UTF-8") from None
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Makes nodes of a document without tags, nested no deeper than any config is."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(
-                problem="tags are not supported", problem_mark=event.start_mark
-            )
-        if self.depth >= _DEEPEST:
-            problem = f"nested deeper than {_DEEPEST}"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        name += f", which {printable(extended_by[-1])} extends"
+    return read_text(path, _MOST_BYTES, ConfigError, name)
 
 
 def _compose(file: str, text: str) -> yaml.Node | None:
     try:
-        return yaml.compose(text, _PlainLoader)
+        return yaml.compose(text, PlainLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(

@@ -15,6 +15,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.decoders import ByteLevel
 
+from parallel.files.regular import require_regular
+from parallel.files.shown import shown
 from trainer.data.tokens import (
     ByteTokenizer,
     Tokenizer,
@@ -23,8 +25,7 @@ from trainer.data.tokens import (
     token_type,
 )
 from trainer.errors import DataError
-from trainer.io.json_object import read_json_object, shown
-from trainer.io.regular_file import require_regular
+from trainer.io.json_object import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 # The library takes hundreds of bytes per token while it encodes, and more time per token for longer

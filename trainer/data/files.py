@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import zstandard
 
+from parallel.files.regular import require_regular
 from trainer.errors import DataError
-from trainer.io.regular_file import require_regular
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst")

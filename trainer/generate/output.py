@@ -13,12 +13,13 @@ from typing import Protocol
 
 from rich.text import Text
 
+from parallel.files.shown import printable
 from trainer.data.text_stream import TextStream
 from trainer.generate.answer import Answer
 from trainer.generate.question import Question
 from trainer.generate.report import as_json, in_words
 from trainer.generate.text_model import TextModel
-from trainer.io.terminal import plain_console, printable
+from trainer.io.terminal import plain_console
 
 # What a terminal obeys: control characters but for newline and tab, and the direction of text.
 _OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from parallel.files.regular import read_regular
 from trainer.data.files import COMPRESSED, read_lines
 from trainer.data.json_lines import iter_json_lines
 from trainer.errors import ConfigError, DataError
-from trainer.io.regular_file import read_regular
 
 FIELD = "prompt"
 _MOST_BYTES = 1 << 26

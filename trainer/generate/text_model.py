@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from parallel.files.shown import shown
 from parallel.ops.ops import Ops
 from parallel.ops.precision import Precision
 from trainer.checkpoint.hf.companions import GENERATION_FILE
@@ -21,7 +22,7 @@ from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
 from trainer.errors import CheckpointError, ConfigError
 from trainer.generate.cached_model import CachedModel, begin_text, cached_part
-from trainer.io.json_object import read_json_object, shown
+from trainer.io.json_object import read_json_object
 from trainer.model.part import ModelPart
 
 Progress = Callable[[int, int], None]

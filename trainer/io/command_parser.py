@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import NoReturn
 
-from parallel.schedule.shown import printable
+from parallel.files.shown import printable
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from pathlib import Path
 from typing import Any
 
 from parallel.errors import TandemError
-from trainer.io.regular_file import read_regular
+from parallel.files.regular import read_regular
 
 # The largest that is known is the index of a checkpoint with some 150,000 tensors, about 20 MB.
 _MOST_BYTES = 1 << 27
@@ -30,13 +29,6 @@ def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
     if _is_deeper(value, _MOST_DEPTH):
         raise error(f"{path}: is JSON nested more than {_MOST_DEPTH} deep: fetch it again")
     return value
-
-
-def shown(value: object) -> str:
-    """A value from a file for a message: its repr, shortened where it is long or nested."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 100
-    return short.repr(value)
 
 
 def _is_deeper(value: Any, most: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from math import inf
 from pathlib import Path
 
-from parallel.schedule.shown import shown
+from parallel.files.shown import shown
 
 
 def whole_number(least: int, most: int = 2**31) -> Callable[[str], int]:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from parallel.files.shown import printable
 from trainer.build.layout import Layout
 from trainer.config.schema import Config
 from trainer.io.byte_progress import byte_progress
-from trainer.io.terminal import plain_console, printable
+from trainer.io.terminal import plain_console
 from trainer.report.metrics import Row
 
 

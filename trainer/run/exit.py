@@ -17,7 +17,8 @@ from types import FrameType
 from typing import NoReturn
 
 from parallel.errors import TandemError
-from trainer.io.terminal import printable, show_cursor
+from parallel.files.shown import printable
+from trainer.io.terminal import show_cursor
 from trainer.run.signals import SIGNALS
 
 # How torch says that memory is used up: on the CPU it is a RuntimeError like others.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from parallel.files.shown import shown
 from parallel.schedule.cycle_collector import collector_paused
 from parallel.schedule.generators.dualpipe import dualpipe, dualpipev
 from parallel.schedule.generators.forward_only import forward_only
@@ -13,7 +14,6 @@ from parallel.schedule.generators.one_f_one_b import one_f_one_b
 from parallel.schedule.generators.zbv import zbv
 from parallel.schedule.generators.zero_bubble import zb_h1, zb_h2
 from parallel.schedule.settings import Setting, SettingError
-from parallel.schedule.shown import shown
 from parallel.schedule.table import Schedule
 
 __all__ = ["GENERATORS", "forward_only", "generate"]

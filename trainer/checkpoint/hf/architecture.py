@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from parallel.files.shown import shown
 from trainer.checkpoint.hf.config_types import (
     OPTIONAL,
     REQUIRED,
@@ -21,7 +22,7 @@ from trainer.checkpoint.hf.config_types import (
 )
 from trainer.config.schema import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
 from trainer.errors import ConfigError
-from trainer.io.json_object import read_json_object, shown
+from trainer.io.json_object import read_json_object
 
 CONFIG_FILE = "config.json"
 FP8_BLOCKS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from parallel.files.shown import shown
 from trainer.errors import ConfigError
-from trainer.io.json_object import shown
 
 _MOST = 10**15  # far beyond any model, and still exact as a float
 

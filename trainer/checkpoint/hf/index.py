@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from parallel.files.shown import shown
 from trainer.errors import CheckpointError
-from trainer.io.json_object import read_json_object, shown
+from trainer.io.json_object import read_json_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Metadata of the index: {scale: file} of the scales that are not here now, and that in fp8 stand in

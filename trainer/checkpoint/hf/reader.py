@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from parallel.files.regular import require_regular
 from trainer.checkpoint.hf.architecture import CONFIG_FILE
 from trainer.checkpoint.hf.finite import all_finite
 from trainer.checkpoint.hf.fp8_blocks import SCALE_SUFFIX, dequantise, scale_shape
 from trainer.checkpoint.hf.index import INDEX, SINGLE, no_weights, read_index
 from trainer.errors import CheckpointError
 from trainer.io.json_object import read_json_object
-from trainer.io.regular_file import require_regular
 
 _FP8 = torch.float8_e4m3fn
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, _FP8)

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
+from parallel.files.shown import printable
 from trainer.checkpoint.hf.conversion import checked_model
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.errors import CheckpointError, ConfigError
-from trainer.io.terminal import printable
 from trainer.model.names import mtp_copies, released_shapes
 
 

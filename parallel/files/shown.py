@@ -10,9 +10,9 @@ def shown(value: object) -> str:
     return printable(_Short().repr(value))
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """`text` with what a terminal would act on, or cannot show, escaped: on one line."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 class _Short(reprlib.Repr):

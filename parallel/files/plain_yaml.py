@@ -1,10 +1,12 @@
-"""YAML as plain values: no aliases, which make small files vast or endless."""
+"""YAML as plain values: no tags, which make objects, and nothing that makes small files vast."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import yaml
+
+DEEPEST = 20
 
 
 def plain_yaml(text: str) -> Any:
@@ -14,14 +16,34 @@ def plain_yaml(text: str) -> Any:
     YAML, an alias, a value that Python has not (a 13th month), or nesting beyond all use.
     """
     try:
-        return yaml.load(text, _PlainLoader)
+        return yaml.load(text, _ValueLoader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
+    """Makes nodes of a document without tags, nested no deeper than any of ours is."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="tags are not supported", problem_mark=event.start_mark
+            )
+        if self.depth >= DEEPEST:
+            problem = f"nested deeper than {DEEPEST}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _ValueLoader(PlainLoader):
+    """Makes values: an alias would make vast ones of small files, or endless ones."""
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
