@@ -171,7 +171,10 @@ def test_every_key_is_documented_and_has_limits() -> None:
             "--config a.yaml --config=b.yaml",
             "--config is given 2 times: give one file, which may say `extends: OTHER`",
         ),
-        ("--config nowhere.yaml", "config file nowhere.yaml: No such file or directory"),
+        (
+            "--config nowhere.yaml",
+            "config file nowhere.yaml: cannot be read (No such file or directory)",
+        ),
         ("--run.overwrite on", "run.overwrite must be true or false, got 'on'"),
         ("--run.steps 1e3", "run.steps must be a whole number, written as 1000, got '1e3'"),
         ("--run.steps null", "run.steps must be a whole number, not blank or null"),

@@ -89,7 +89,7 @@ BOMB = "a0: &a0 [1, 1]\n" + "".join(
         ("run: [steps: 3]", ["run", "got a list"]),
         ("model: [", ["line 1", "YAML"]),
         ("run: {}\n---\nrun: {}", ["line 2", "another document"]),
-        (b"\xff\xfe", ["YAML", "UTF-8"]),
+        (b"\xff\xfe", ["UTF-8", "byte 0"]),
         (b"\x7fELF\x00\x01", ["YAML"]),
         ("? [a]\n: 3", ["line 1", "a key must be a word"]),
         ("model:\n  dim: 8\nmodel:\n  layers: 2\n", ["line 3", "'model'", "a second time"]),
@@ -120,7 +120,10 @@ BOMB = "a0: &a0 [1, 1]\n" + "".join(
         ("extends:\n", ["line 1", "extends must be the name of one file"]),
         ("run: {}\nextends: [a, b]", ["line 2", "extends must be the name of one file"]),
         ('extends: "a\\0b"', ["extends must be the name of one file"]),
-        ("extends: nowhere.yaml", ["nowhere.yaml, which", "some.yaml extends: No such file"]),
+        (
+            "extends: nowhere.yaml",
+            ["nowhere.yaml, which", "some.yaml extends: cannot be read (No such"],
+        ),
         ('{"a\\nb": 3}', ["'a\\nb'"]),
     ],
     ids=lambda value: repr(value)[:30],
@@ -135,9 +138,9 @@ def test_a_file_that_is_no_config_is_one_line_that_says_where(
 def test_what_is_no_file_of_text_is_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, words in (
-        (tmp_path, "Is a directory"),
-        (tmp_path / "fifo", "is not a file of text"),
-        (Path("/dev/zero"), "is not a file of text"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "fifo", "is a pipe"),
+        (Path("/dev/zero"), "is a device"),
         (tmp_path / "no\nwhere", "No such file"),
     ):
         assert words in problem(path)

@@ -215,9 +215,9 @@ def test_costs_from_a_file(tmp_path: Path) -> None:
         ("forward: 1\nforward: 2", "the key forward is there more than once"),
         ("forward: &a [1, *a]", "the alias *a is not allowed"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nforward: *b", "the alias *a is not allowed"),
-        ("forward: " + "[" * 100_000, "is nested too deeply"),
+        ("forward: " + "[" * 100_000, "nested deeper than 20"),
         ("forward: 2001-99-99", "is not YAML: "),
-        ("forward: " + "[" * 90 + "1" + "]" * 90, "forward must be a number"),
+        ("forward: " + "[" * 15 + "1" + "]" * 15, "forward must be a number"),
         ("? [1, 2]\n: 3", "is not YAML: "),
         ("forward: 1.0e+300", "got 1e+300"),
         ("forward: 1" + "0" * 400, "a number of 1329 bits"),
@@ -225,7 +225,7 @@ def test_costs_from_a_file(tmp_path: Path) -> None:
         ("pending_fraction: 2", "pending_fraction must be a number from 0 to 1"),
         ("\x1b[31m: 1", "is not YAML: "),
         ('"\\x1b[31m": 1', r"has a key '\x1b[31m'"),
-        ("#" * 2**20 + "#", "has more than 1048576 bytes"),
+        ("#" * 2**20 + "#", "is larger than 1,048,576 bytes"),
     ],
 )
 def test_a_file_of_costs_is_refused_in_one_line(text: str, needs: str, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_input_gradient_leaves_before_weight_gradients_that_hide_nothing(
         ("--schedules dualpipe --ranks 3", "dualpipe needs --ranks to be even"),
         ("--schedules gpipe --torch", "--torch compares 1f1b, zbv, dualpipev"),
         ("--schedules none --torch --within 2", "--within has no effect with --schedules none"),
-        ("--costs no_such_file.yaml", "no_such_file.yaml: No such file"),
+        ("--costs no_such_file.yaml", "no_such_file.yaml: cannot be read (No such"),
         ("--costs no_such_file.yaml --stage 3", "--stage has no effect beside --costs"),
         ("--costs c.yaml --pair-factor 1", "--pair-factor has no effect beside --costs"),
         ("--stage 0", "--stage: must be a number from 1e-15"),

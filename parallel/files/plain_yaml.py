@@ -17,6 +17,9 @@ def plain_yaml(text: str) -> Any:
     """
     try:
         return yaml.load(text, _ValueLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{error.problem}{line}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -7,6 +7,7 @@ stopped by signal n, and so 141 where nobody reads standard output any more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -23,6 +24,10 @@ from trainer.run.signals import SIGNALS
 
 # How torch says that memory is used up: on the CPU it is a RuntimeError like others.
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+
+
+# What a write says that names no file: only a stream that Python opened itself has no name.
+_FROM_PRINTING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 
 def guarded(prog: str, command: Callable[[], int | None]) -> int:
@@ -47,7 +52,8 @@ def reported(prog: str, command: Callable[[], int | None]) -> int:
     """
     try:
         code = command() or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which Python makes of a closed one
+            sys.stdout.flush()
     except BaseException as error:
         code = report(prog, error)
     return _flushed(prog, code)
@@ -80,8 +86,13 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         case BrokenPipeError():  # whoever read standard output has enough of it
             return "", 128 + signal.SIGPIPE
         case OSError(strerror=str()):
-            where = f"{printable(error.filename)}: " if error.filename is not None else ""
-            return f"{where}{error.strerror}", 1
+            where = error.filename
+            if where is None and error.errno in _FROM_PRINTING:
+                where = "standard output"
+            return f"{printable(where)}: {error.strerror}" if where else error.strerror, 1
+        case UnicodeEncodeError():
+            what = f"the output cannot show {error.object!a:.80} in {error.encoding}"
+            return f"{what}: set PYTHONIOENCODING=utf-8", 1
         case MemoryError():
             return "not enough memory", 1
         case RuntimeError() if _NO_MEMORY.search(str(error)):
@@ -122,7 +133,7 @@ def signals_as_exceptions() -> Iterator[None]:
 
 def _flushed(prog: str, code: int) -> int:
     """The exit code once all output is out: what cannot be written is a failure, said once."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError) as error:
