@@ -75,7 +75,7 @@ def test_a_signal_lets_the_command_tidy_up(
 @pytest.mark.parametrize(
     ("redirected", "code", "says"),
     [
-        ("> /dev/full", 1, "x: No space left on device\n"),
+        ("> /dev/full", 1, "x: standard output: No space left on device\n"),
         ("> /dev/full 2> /dev/full", 1, ""),
         ("| sleep 0; exit ${PIPESTATUS[0]}", 141, ""),
     ],

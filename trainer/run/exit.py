@@ -52,8 +52,7 @@ def reported(prog: str, command: Callable[[], int | None]) -> int:
     """
     try:
         code = command() or 0
-        if sys.stdout is not None:  # which Python makes of a closed one
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BaseException as error:
         code = report(prog, error)
     return _flushed(prog, code)
@@ -133,7 +132,7 @@ def signals_as_exceptions() -> Iterator[None]:
 
 def _flushed(prog: str, code: int) -> int:
     """The exit code once all output is out: what cannot be written is a failure, said once."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError) as error:

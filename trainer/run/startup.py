@@ -24,6 +24,9 @@ def begin(prog: str) -> None:
     A process that a supervisor or torchrun has started gets SIGTERM when that parent dies, so that
     none trains on without one.
     """
+    # A stream that was closed before we came is None to Python, which few who print expect.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (for good)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if SUPERVISOR in os.environ or _TORCHRUN in os.environ:
         _end_with_parent()
 
