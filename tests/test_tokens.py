@@ -19,10 +19,12 @@ from trainer.build.text import load_text
 from trainer.checkpoint.hf.companions import END_OF_DOCUMENT, byte_tokenizer_files, tokenizer_files
 from trainer.config.parse import config_parser, parse
 from trainer.config.validate import validate
-from trainer.data.corpus import load_corpus
+from trainer.data.bigram import byte_bigram_entropy
+from trainer.data.bits_per_byte import bits_per_byte, bytes_per_token
+from trainer.data.corpus import Corpus, Split, load_corpus
 from trainer.data.file_tokenizer import FileTokenizer, load_tokenizer
 from trainer.data.text_stream import TextStream
-from trainer.data.tokens import ByteTokenizer, Tokenizer
+from trainer.data.tokens import ByteTokenizer, Tokenizer, is_of_bytes
 from trainer.errors import DataError
 
 BYTES = ByteTokenizer()
@@ -346,6 +348,35 @@ def test_broken_characters_do_not_silence_a_stream(tmp_path: Path) -> None:
     assert all(any(parts[at : at + 4]) for at in range(36)) and parts[-2].endswith("ab")
     # To this decoder a broken character breaks those before it; what is printed stays printed.
     assert "".join(streamed(tokenizer, [0xF0, 0x9F, 0x98, 0x80, *[0xE2] * 4])) == "😀����"
+
+
+# Measures of a loss
+
+
+def test_targets_are_counted_in_bytes_of_text(bpe: Tokenizer, tmp_path: Path) -> None:
+    fallback = load_tokenizer(saved(tmp_path, with_byte_fallback()))
+    for tokenizer, text in ((BYTES, TEXTS[1]), (bpe, TEXTS[1]), (fallback, "ab aber a aber ab")):
+        tokens = tokenizer.encode(text)
+        tokens = np.insert(tokens, 3, tokenizer.end_of_document)  # a target without bytes
+        length = tokens.size - 1
+        windows = np.stack([np.append(tokens, tokens[:2])] * 3)  # the last two look ahead
+        wanted = len(text.encode()) - len(tokenizer.decode(tokens[:1]))
+        assert bytes_per_token(tokenizer, windows, length) == pytest.approx(wanted / length)
+    assert bits_per_byte(2 * np.log(2), 4.0) == pytest.approx(0.5)
+    only_ends = np.full((2, 3), BYTES.end_of_document)
+    assert bits_per_byte(1.0, bytes_per_token(BYTES, only_ends, 2)) is None
+
+
+def test_bigrams_are_of_bytes_whoever_gives_the_tokens(exported: Path, bpe: Tokenizer) -> None:
+    from_file = load_tokenizer(str(exported))
+    assert is_of_bytes(BYTES) and is_of_bytes(from_file) and not is_of_bytes(bpe)
+    tokens = BYTES.encode(TEXTS[1] * 9)
+    text = Split("training", Corpus(tokens, np.array([0, tokens.size])), np.array([0]))
+    windows = np.stack([tokens[:40], tokens[40:80]])
+    entropy = byte_bigram_entropy(text, windows, 39, from_file)
+    assert entropy is not None and 0 < entropy < np.log(257)
+    assert entropy == byte_bigram_entropy(text, windows, 39, BYTES)
+    assert byte_bigram_entropy(text, windows, 39, bpe) is None
 
 
 # In a run

@@ -3,7 +3,21 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.corpus import Split, Tokens
+from trainer.data.corpus import Split
+from trainer.data.tokens import Tokenizer, Tokens, is_of_bytes
+
+
+def byte_bigram_entropy(
+    training: Split, windows: Tokens, sequence_length: int, tokenizer: Tokenizer
+) -> float | None:
+    """Mean nats per byte of the bigram model of `training` on held-out windows [n, at least S + 1].
+
+    None where the tokens are not bytes: the memory is the square of the vocabulary.
+    """
+    if not is_of_bytes(tokenizer):
+        return None
+    counts = count_bigrams(training, tokenizer.vocabulary_size)
+    return bigram_cross_entropy(bigram_log_probabilities(counts), windows, sequence_length)
 
 
 def count_bigrams(split: Split, vocabulary_size: int) -> NDArray[np.int64]:
@@ -41,7 +55,7 @@ def bigram_log_probabilities(
 def bigram_cross_entropy(
     log_probabilities: NDArray[np.float64], windows: Tokens, sequence_length: int
 ) -> float:
-    """Mean nats a token of the targets windows[:, 1 : S + 1] given windows[:, 0 : S].
+    """Mean nats per token of the targets windows[:, 1 : S + 1] given windows[:, 0 : S].
 
     windows [n, at least S + 1] as from validation_windows: the targets of the model's own loss.
     """

@@ -70,6 +70,16 @@ class ByteTokenizer:
         return kept.astype(np.uint8).tobytes()
 
 
+def is_of_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether each token is one byte, or the end of a document: built in, or from a file."""
+    if tokenizer.vocabulary_size != ByteTokenizer.vocabulary_size:
+        return False
+    others = [n for n in range(tokenizer.vocabulary_size) if n != tokenizer.end_of_document]
+    return {tokenizer.decode(np.array([token])) for token in others} == {
+        bytes([byte]) for byte in range(256)
+    }
+
+
 def token_type(vocabulary_size: int) -> DTypeLike:
     """The smallest type of Tokens that holds each token of a vocabulary."""
     return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
