@@ -73,6 +73,7 @@ _POSITIVE = [
     "optimizer.eps",
     "metrics.log_every",
     "metrics.eval_sequences",
+    "metrics.sample_tokens",
 ]
 _NOT_NEGATIVE = [
     "run.seed",
@@ -88,6 +89,8 @@ _NOT_NEGATIVE = [
     "optimizer.weight_decay",
     "optimizer.clip",
     "metrics.eval_every",
+    "metrics.loads_every",
+    "metrics.sample_every",
 ]
 
 
