@@ -21,10 +21,14 @@ from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions, read_companions
 from trainer.config.schema import Config
 from trainer.errors import RunError, Stopped
-from trainer.model.size import parameter_counts
 from trainer.report.console import RunConsole
-from trainer.report.metrics import MetricsLog, row
+from trainer.report.json_lines import JsonLines
+from trainer.report.metrics import Metrics, Sink
+from trainer.report.picture import draw_own_run
+from trainer.report.weights_and_biases import WeightsAndBiases, require_installed
+from trainer.run.describe import describe
 from trainer.run.folder import RunFolder, require_shared
+from trainer.run.records import record_step, record_validation
 from trainer.run.signals import StopRequest
 from trainer.run.step import GetMicroBatch, NonFiniteError, StepMetrics, Trainer
 
@@ -49,23 +53,28 @@ def train(config: Config, resolved: str, stop: StopRequest) -> None:
     with console.bytes("reading weights") as progress:
         layout = build(config, process, device, patient, progress)
     companions = together(lambda: read_companions(config) if first else None)
-    log = together(lambda: _begin(folder, config, resolved) if folder is not None else None)
-    if first:
-        name = config.data.path or "the source text of Python's standard library"
-        console.begin(layout, *parameter_counts(config.model), f"{name}: {text.describe()}")
+    sinks = together(lambda: _begin(folder, config, resolved) if folder is not None else [])
+    metrics = Metrics([*sinks, console])
+    console.start(describe(layout, text))
     try:
-        run = _Run(Trainer(layout), text, console, stop, log, companions)
-        run.steps()
+        _Run(Trainer(layout), text, console, stop, metrics, companions).steps()
     finally:
-        console.end()
-        if log is not None:
-            log.close()
+        for line in metrics.close():
+            console.say(line)
     leave()
 
 
-def _begin(folder: RunFolder, config: Config, resolved: str) -> MetricsLog:
+def _begin(folder: RunFolder, config: Config, resolved: str) -> list[Sink]:
+    """Replace what is in the folder, and open all sinks but the console."""
+    wandb = config.metrics.wandb
+    if wandb != "off":
+        require_installed()
     folder.begin(resolved)
-    return MetricsLog(folder.path, config, yaml.safe_load(resolved))
+    sinks: list[Sink] = [JsonLines(folder.path)]
+    if wandb != "off":
+        settings = yaml.safe_load(resolved)
+        sinks.append(WeightsAndBiases(folder.path, wandb, config.run.name, settings))
+    return sinks
 
 
 def _require_same(resolved: str, text: Text) -> None:
@@ -82,41 +91,45 @@ def _require_same(resolved: str, text: Text) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """All steps, evaluations and the final weights. log, companions: on the first rank only."""
+    """All steps, evaluations and the final weights. companions: on the first rank only."""
 
     trainer: Trainer
     text: Text
     console: RunConsole
     stop: StopRequest
-    log: MetricsLog | None
+    metrics: Metrics
     companions: Companions | None
 
     def steps(self) -> None:
-        """Train to the end; Stopped in between if asked to."""
+        """Train to the end, then draw the run; Stopped in between if asked to."""
+        try:
+            self._steps()
+        except (Stopped, NonFiniteError):  # on all ranks
+            self._draw()
+            raise
+        self._draw()
+
+    def _steps(self) -> None:
         config, stop = self.trainer.layout.config, self.stop
-        tokens = config.data.global_batch * config.data.sequence_length
         for step in range(config.run.steps):
             begin = time.perf_counter()
-            metrics = self._step(step)
-            if metrics.stop:
+            done = self._step(step)
+            if done.stop:
                 stop.reached()
-            values = row(step, metrics, tokens, time.perf_counter() - begin)
+            record_step(self.metrics, step, done, time.perf_counter() - begin, config)
             last = step + 1 == config.run.steps
-            every = config.metrics.eval_every
             saved = self._save() if last else None  # first: an evaluation can be killed
-            if last or (every and (step + 1) % every == 0 and not metrics.stop):
-                values["validation_loss"] = self._evaluate(step, saved)
-            if self.log is not None:
-                self.log.write(values)
-            self.console.step(values)
-            if "validation_loss" in values:
-                loss = values["validation_loss"]
-                self.console.say(f"validation loss {loss:.4f} after step {step + 1}")
-            if metrics.stop and not last:
+            try:
+                if last or (_is_due(step, config.metrics.eval_every) and not done.stop):
+                    loss = self._evaluate(step, saved)
+                    record_validation(self.metrics, loss, self.text.bytes_per_token())
+            finally:  # the step's own values are kept however that ends
+                self.metrics.end_step(step)
+            if done.stop and not last:
                 why = f"stopped after step {step + 1}; {self._save()}"
                 raise Stopped(stop.signal or signal.SIGTERM, why)
-        if config.data.path is None and (entropy := self.text.bigram_entropy()) is not None:
-            self.console.say(_compared_with_bigrams(entropy, values["validation_loss"]))
+        if (entropy := self.text.bigram_entropy()) is not None:
+            self.console.say(_compared_with_bigrams(entropy, loss))
         self.console.say(saved or "")
 
     def _step(self, step: int) -> StepMetrics:
@@ -133,6 +146,14 @@ class _Run:
             where = saved or self._save()
             raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
         return loss
+
+    def _draw(self) -> None:
+        """Draw the run into its folder; the others wait, lest their end stops it."""
+        config = self.trainer.layout.config
+        folder = Path(config.run.dir) / config.run.name
+        first = self.trainer.layout.process.rank == 0
+        if config.metrics.picture:
+            together(lambda: self.console.say(draw_own_run(folder)) if first else None)
 
     def _save(self) -> str:
         """Save the weights, and say where."""
@@ -152,9 +173,10 @@ def _micro_batches(layout: Layout, text: Text, step: int) -> GetMicroBatch:
     return lambda m: text.batches.micro_batch(step, rank, ranks, m, count)
 
 
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and (step + 1) % every == 0
+
+
 def _compared_with_bigrams(entropy: float, loss: float) -> str:
     verdict = "below" if loss < entropy else "NOT below"
-    return (
-        f"a byte-bigram model of the same text has {entropy:.4f} nats a byte on the same held-out "
-        f"text: the model is {verdict} it, at {loss:.4f}"
-    )
+    return f"byte-bigram model: {entropy:.4f} nats per byte; this model: {loss:.4f}, {verdict} it"

@@ -34,8 +34,8 @@ class StepMetrics:
 
     loss, mtp_losses: mean nats a target token. balance: mean sequence balance over sequences and
     MoE layers, 1.0 at best. load_max, load_unused: over MoE layers, the largest load of an expert
-    over the mean load, and the share of experts that no token chose. stop: whether any rank was
-    asked to stop.
+    over the mean load, and the share of experts that no token chose. load_shares: by MoE layer, the
+    share of each expert in the tokens sent to experts. stop: whether any rank was asked to stop.
     """
 
     loss: float
@@ -43,6 +43,7 @@ class StepMetrics:
     balance: float
     load_max: float
     load_unused: float
+    load_shares: list[list[float]]
     gradient_norm: float
     learning_rate: float
     stop: bool
@@ -181,6 +182,7 @@ class Trainer:
             balance=totals["balance"] / (sequences * max(1, len(loads_LE))),
             load_max=float((loads_LE.amax(1) / mean_L).max()) if len(loads_LE) else 1.0,
             load_unused=float((loads_LE == 0).double().mean()) if len(loads_LE) else 0.0,
+            load_shares=(loads_LE / loads_LE.sum(1, keepdim=True)).tolist(),
             gradient_norm=norm,
             learning_rate=rate,
             stop=batch.stop,
