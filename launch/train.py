@@ -46,7 +46,7 @@ def _train(arguments: Sequence[str]) -> int:
         return run_ranks_here("train", ranks)
     if place is None:
         limit_threads()
-    from trainer.run.loop import train  # imports torch, which a bad config need not wait for
+    from trainer.run.train import train  # imports torch, which a bad config need not wait for
 
     files = [str(file) for file in namespace.config or ()]
     run_rank("train", lambda stop: train(config, to_yaml(parser, namespace), stop, files))

@@ -10,8 +10,8 @@ import torch
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.model.stage import ModelStage
 from trainer.run.local_ranks import run_ranks_here
-from trainer.run.loop import train
 from trainer.run.rank import run_rank
+from trainer.run.train import train
 
 
 class FaultyLayer(torch.nn.Module):

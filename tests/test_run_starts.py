@@ -21,8 +21,8 @@ from tests.trees import tree
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
 from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.run.loop import train
 from trainer.run.step import NonFiniteError, Trainer
+from trainer.run.train import train
 
 SHARD = "model-00001-of-00001.safetensors"
 

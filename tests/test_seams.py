@@ -172,6 +172,9 @@ class AnswersOnly:
     def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
         return {LOSS: sums[LOSS] / self.targets}
 
+    def total(self, means: Mapping[str, float]) -> float:
+        return means[LOSS]
+
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return micro_batch[TOKENS][:, :LENGTH].flatten()
 

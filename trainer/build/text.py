@@ -10,11 +10,12 @@ from torch import Tensor
 
 from trainer.config.schema import Config
 from trainer.data.batches import Batches, validation_windows
-from trainer.data.bigram import bigram_cross_entropy, bigram_log_probabilities, count_bigrams
+from trainer.data.bigram import byte_bigram_entropy
+from trainer.data.bits_per_byte import bytes_per_token
 from trainer.data.corpus import Split, load_corpus, split_corpus
 from trainer.errors import DataError
 from trainer.data.file_tokenizer import load_tokenizer
-from trainer.data.tokens import ByteTokenizer, Tokenizer
+from trainer.data.tokens import Tokenizer
 from trainer.checkpoint.hf.companions import tokenizer_of_run
 
 
@@ -41,16 +42,17 @@ class Text:
         return zlib.crc32(self.training.corpus.tokens.tobytes())
 
     def bigram_entropy(self) -> float | None:
-        """Nats a byte of a bigram model of the training text, on the held-out windows.
+        """Nats per byte of a bigram model of the training text, on the held-out windows.
 
-        None where tokens are not bytes: its memory is the square of the vocabulary.
+        None where tokens are not bytes.
         """
-        if not isinstance(self.tokenizer, ByteTokenizer):
-            return None
-        counts = count_bigrams(self.training, self.tokenizer.vocabulary_size)
-        return bigram_cross_entropy(
-            bigram_log_probabilities(counts), self.windows.numpy(), self.batches.sequence_length
-        )
+        windows, length = self.windows.numpy(), self.batches.sequence_length
+        return byte_bigram_entropy(self.training, windows, length, self.tokenizer)
+
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes per target token of the held-out windows."""
+        windows, length = self.windows.numpy(), self.batches.sequence_length
+        return bytes_per_token(self.tokenizer, windows, length)
 
 
 def load_text(config: Config) -> Text:

@@ -144,6 +144,16 @@ class MetricsConfig:
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_sequences: Annotated[int, Range(1, 10**9)] = 64
     """Held-out sequences of an evaluation; fewer if there are fewer."""
+    loads_every: Annotated[int, Range(0, 10**9)] = 1
+    """Steps between rows of metrics.jsonl that have each expert's load; 0 leaves it out."""
+    picture: bool = True
+    """Draw the run at its end: RUN/run.png."""
+    sample_every: Annotated[int, Range(0, 10**9)] = 0
+    """Steps between texts that the model writes, greedily, while it trains; 0 writes none."""
+    sample_prompt: str = ""
+    """Text that samples go on from; empty is the start of a document."""
+    sample_tokens: Annotated[int, Range(1, 10**7)] = 80
+    """New tokens of a sample."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Also write to Weights & Biases: offline keeps files in the run folder, online sends them."""
 

@@ -26,3 +26,6 @@ class TrainingObjective(Objective, Protocol):
     def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
         """What to report, "loss" first: sums over `sequences` sequences, by name of the loss, as
         means over their targets."""
+
+    def total(self, means: Mapping[str, float]) -> float:
+        """What the gradient is of: these means with their weights."""

@@ -45,6 +45,10 @@ class Pretraining:
         """In nats per target token."""
         return {name: sums[name] / (sequences * self.sequence_length) for name in self.losses}
 
+    def total(self, means: Mapping[str, float]) -> float:
+        mtp = sum(means[name] for name in self.losses[1:]) / max(1, self.mtp.depth)
+        return means[LOSS] + self.mtp.weight * mtp
+
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return self._shifted(micro_batch, 0).clamp(min=0)
 

@@ -1,91 +1,109 @@
-"""What a person sees of a run: its shape at the start, progress with rate and time left."""
+"""What a person sees of a run: its shape at the start, then a table of its steps, 80 wide."""
 
 from __future__ import annotations
 
+import os
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from parallel.files.shown import printable
-from trainer.build.layout import Layout
 from trainer.config.schema import Config
 from trainer.io.byte_progress import byte_progress
 from trainer.io.terminal import plain_console
-from trainer.report.metrics import Row
+from trainer.report.metrics import Values, Window
+from trainer.report.step_table import StepTable
+
+WIDTH = 80
 
 
 class RunConsole:
-    """Lines for a log and, on a terminal, a progress bar below them. quiet: say nothing."""
+    """A sink that prints, and on a terminal a progress bar below. quiet: say nothing."""
 
     def __init__(self, config: Config, quiet: bool) -> None:
-        self._config = config
+        self._steps, self._every = config.run.steps, config.metrics.log_every
         self._console = plain_console(quiet=quiet)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=self._console,
             transient=True,
             disable=quiet or not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("step", total=config.run.steps, status="")
-        self._begin = time.monotonic()
+        self._task = self._progress.add_task("step", total=self._steps, status="")
+        self._table = StepTable(self._steps, config.model.mtp.depth)
+        self._window = Window()
+        self._start = time.monotonic()
 
     def say(self, line: str) -> None:
-        self._console.print(printable(line))
+        """Print a line. A console that cannot be written to falls silent; the run goes on."""
+        text = printable(line).encode(self._console.encoding, "backslashreplace")
+        try:
+            self._console.print(text.decode(self._console.encoding))
+        except (OSError, SystemExit) as error:  # rich leaves the process where nobody reads on
+            self._fall_silent(error)
 
-    def begin(self, layout: Layout, parameters: int, activated: int, corpus: str) -> None:
-        """Describe the run, and start the clock of the time left."""
-        c, schedule = self._config, layout.schedule
-        self.say(
-            f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated a "
-            f"token; {c.precision.parameters} on {layout.device.type}"
-        )
-        self.say(
-            f"mesh: {layout.mesh.world} process{'es' * (layout.mesh.world > 1)} = "
-            f"pipeline {layout.mesh.pipeline} x expert_data "
-            f"{layout.mesh.expert_data} x expert {layout.mesh.expert}; {schedule.name}, "
-            f"{schedule.micro_batches} micro-batches of {layout.sequences} x "
-            f"{c.data.sequence_length} tokens, overlap {'on' if c.pipeline.overlap else 'off'}"
-        )
-        self.say(f"data: {corpus}")
-        self._begin = time.monotonic()
+    def start(self, description: Sequence[str]) -> None:
+        """Describe the run and its columns, and start the clock of the time left."""
+        for line in [*description, self._table.legend()]:
+            wrapper = textwrap.TextWrapper(
+                WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            for part in wrapper.wrap(line):
+                self.say(part)
+        self._start = time.monotonic()
         self._progress.start()
 
-    def step(self, values: Row) -> None:
-        """Show a step that has been done; a line of it each metrics.log_every steps."""
-        done, steps = int(values["step"]) + 1, self._config.run.steps
-        elapsed = time.monotonic() - self._begin
-        left = _clock(elapsed / done * (steps - done))
-        rate = f"{values['tokens_per_second']:,.0f} tokens/s"
-        self._progress.update(
-            self._task, completed=done, status=f"loss {values['loss']:.3f}  {rate}  {left} left"
-        )
-        if done == 1 or done % self._config.metrics.log_every == 0 or done == steps:
-            mtp = "".join(
-                f"  mtp {value:.4f}" for name, value in values.items() if name.startswith("mtp_")
-            )
-            self.say(
-                f"step {done:>{len(str(steps))}}/{steps}  loss {values['loss']:.4f}{mtp}  "
-                f"norm {values['gradient_norm']:.2f}  lr {values['learning_rate']:.1e}  "
-                f"load max {values['load_max']:.2f}x  {rate}  {left} left"
-            )
+    def write(self, step: int, values: Values) -> None:
+        """Show a finished step; every metrics.log_every steps the means since the last time."""
+        done = step + 1
+        left = (time.monotonic() - self._start) / done * (self._steps - done)
+        self._window.add(values)
+        means = self._window.reduced()
+        self._progress.update(self._task, completed=done, status=self._table.status(means, left))
+        if done == 1 or done % self._every == 0 or done == self._steps:
+            for line in self._table.rows(done, means, left):
+                self.say(line)
+            self._window.empty()
+        self._say_validation(done, values)
+        if "sample" in values:
+            self._say_sample(done, str(values["sample"].value))
+
+    def close(self) -> None:
+        self._progress.stop()
 
     @contextmanager
     def bytes(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Progress of reading or writing weights, before the first step or behind the last."""
+        """Progress of reading or writing weights, before the first step or after the last."""
         self._progress.stop()  # two bars on one terminal would overwrite each other
         with byte_progress(what, quiet=self._console.quiet) as progress:
             yield progress
 
-    def end(self) -> None:
-        self._progress.stop()
+    def _say_validation(self, done: int, values: Values) -> None:
+        if "validation_loss" not in values:
+            return
+        said = f"validation loss {values['validation_loss'].value:.4f}"
+        if "validation_bits_per_byte" in values:
+            said += f", {values['validation_bits_per_byte'].value:.4f} bits per byte,"
+        self.say(f"{said} after step {done}")
 
+    def _say_sample(self, done: int, text: str) -> None:
+        self.say(f"sample after step {done}:")
+        for line in text.split("\n"):
+            whole = printable(line)
+            for at in range(0, max(1, len(whole)), WIDTH - 4):
+                self.say(f"  | {whole[at : at + WIDTH - 4]}")
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    def _fall_silent(self, error: BaseException) -> None:
+        self._console.quiet = True
+        self._progress.disable = True
+        # What is left in the buffer must not fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        why = error.strerror if isinstance(error, OSError) else "nobody reads it"
+        print(f"the console cannot be written ({why}); training on", file=sys.stderr)

@@ -1,88 +1,84 @@
-"""Where the numbers of a run go: metrics.jsonl always, Weights & Biases if asked."""
+"""The values of a run: one call records a value, and every sink gets it."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
 
-from trainer.config.schema import Config
-from trainer.errors import RunError
-from trainer.run.step import StepMetrics
+import numpy as np
 
-Row = dict[str, float | int]
+Reduction = Literal["mean", "sum", "max", "last"]
+Value: TypeAlias = float | int | str | list[list[float]]
 
 
-def row(step: int, metrics: StepMetrics, tokens: int, seconds: float) -> Row:
-    """One step as metrics.jsonl has it. tokens: of the global batch. seconds: the step took."""
-    return {"step": step, **metrics.losses} | {
-        "balance": metrics.balance,
-        "load_max": metrics.load_max,
-        "load_unused": metrics.load_unused,
-        "learning_rate": metrics.learning_rate,
-        "gradient_norm": metrics.gradient_norm,
-        "tokens_per_second": tokens / seconds,
-        "seconds": seconds,
-    }
+@dataclass(frozen=True)
+class Recorded:
+    """A value of one step, and how those of several steps make one; text has only "last"."""
+
+    value: Value
+    reduction: Reduction
 
 
-class MetricsLog:
-    """Writes rows as they come; used on rank 0."""
-
-    def __init__(self, folder: Path, config: Config, resolved: Mapping[str, Any]) -> None:
-        """Raises RunError where the file cannot be made, or Weights & Biases not be started as
-        metrics.wandb asks."""
-        try:
-            self._file = open(folder / "metrics.jsonl", "x")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise RunError(f"run.dir: cannot write {folder}: {error.strerror}") from error
-        self._warned = False
-        self._wandb: Any = None
-        if config.metrics.wandb != "off":
-            self._wandb = _start_wandb(folder, config.metrics.wandb, folder.name, resolved)
-
-    def write(self, values: Mapping[str, float | int]) -> None:
-        """A file that cannot be written (a full disk) costs its lines, with a warning, and not the
-        run."""
-        try:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()  # a run that dies keeps all steps that it finished
-        except OSError as error:
-            self._warn(error)
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=int(values["step"]))
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            self._warn(error)
-        if self._wandb is not None:
-            self._wandb.finish()
-
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            print(f"cannot write {self._file.name}: {error.strerror}; training on", file=sys.stderr)
-        self._warned = True
+Values: TypeAlias = Mapping[str, Recorded]
 
 
-def _start_wandb(
-    folder: Path, mode: Literal["offline", "online"], name: str, resolved: Mapping[str, Any]
-) -> Any:
-    import wandb  # slow to import, and off by default
+class Sink(Protocol):
+    """Where values go: a file, a service, the console."""
 
-    try:
-        return wandb.init(
-            project="tandem",
-            name=name,
-            dir=str(folder),
-            mode=mode,
-            config=dict(resolved),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except Exception as error:
-        raise RunError(
-            f"metrics.wandb: Weights & Biases did not start ({error}): set it to offline or off"
-        ) from error
+    def write(self, step: int, values: Values) -> None:
+        """Take all values of a finished step, counted from 0. Never fails the run."""
+
+    def close(self) -> str | None:
+        """Take no more; one line on where the values are, if that is not plain."""
+
+
+@dataclass
+class Metrics:
+    """Collects the values of a step, then gives them to all sinks."""
+
+    sinks: Sequence[Sink]
+    _values: dict[str, Recorded] = field(default_factory=dict)
+
+    def record(self, name: str, value: Value, reduction: Reduction = "mean") -> None:
+        """Record a value of the step that is running, under a name of its own."""
+        self._values[name] = Recorded(value, reduction)
+
+    def end_step(self, step: int) -> None:
+        """Hand over what was recorded since the last call."""
+        values, self._values = self._values, {}
+        for sink in self.sinks:
+            sink.write(step, values)
+
+    def close(self) -> list[str]:
+        """Close all sinks; what they say at the end."""
+        said = [sink.close() for sink in self.sinks]
+        return [line for line in said if line is not None]
+
+
+@dataclass
+class Window:
+    """Values of the steps since it was last emptied, one for each name."""
+
+    _seen: dict[str, list[Recorded]] = field(default_factory=dict)
+
+    def add(self, values: Values) -> None:
+        for name, recorded in values.items():
+            self._seen.setdefault(name, []).append(recorded)
+
+    def reduced(self) -> dict[str, Value]:
+        """One value for each name, over the steps that recorded it."""
+        return {name: _reduce(seen) for name, seen in self._seen.items()}
+
+    def empty(self) -> None:
+        self._seen = {}
+
+
+def _reduce(seen: list[Recorded]) -> Value:
+    reduction = seen[-1].reduction
+    if reduction == "last":
+        return seen[-1].value
+    stacked = np.array([recorded.value for recorded in seen], dtype=np.float64)
+    over: dict[Reduction, Callable[..., Any]] = {"mean": np.mean, "sum": np.sum, "max": np.max}
+    reduced: Value = over[reduction](stacked, axis=0).tolist()
+    return reduced

@@ -34,12 +34,14 @@ class NonFiniteError(RunError):
 class StepMetrics:
     """What one step gave, the same on every rank.
 
-    losses: the objective's means, by name, "loss" first. balance: mean sequence balance over
+    losses: the objective's means, by name, "loss" first. total_loss: what the gradient is of, these
+    and the layers' balance with their weights. balance: mean sequence balance over
     sequences and MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. stop:
     whether any rank was asked to stop.
     """
 
     losses: dict[str, float]
+    total_loss: float
     balance: float
     loads: dict[str, list[float]]
     gradient_norm: float
@@ -100,10 +102,13 @@ class Trainer:
         rate = learning_rate(step, config.run.steps, config.optimizer)
         optimizer.step(norm, rate)
         self._move_biases(batch.loads_LE)
-        sequences = config.data.global_batch
+        sequences, objective = config.data.global_batch, self.layout.objective
+        losses = objective.means(batch.losses, sequences)
+        balance = batch.losses[BALANCE] / sequences  # summed over the layers, as it is trained on
         return StepMetrics(
-            losses=self.layout.objective.means(batch.losses, sequences),
-            balance=batch.losses[BALANCE] / (sequences * max(1, len(batch.loads_LE))),
+            losses=losses,
+            total_loss=objective.total(losses) + config.model.moe.balance_alpha * balance,
+            balance=balance / max(1, len(batch.loads_LE)),
             loads=dict(zip(map(layer_name, moe_layers(config.model)), batch.loads_LE.tolist())),
             gradient_norm=float(norm),
             learning_rate=rate,

@@ -1,0 +1,85 @@
+"""Draw and compare runs, from what they write into their folders, finished or not."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from parallel.files.shown import printable
+from trainer.errors import ConfigError, RunError
+from trainer.io.command_parser import CommandParser
+from trainer.run.exit import guarded
+
+EXAMPLES = """\
+examples:
+  python launch/report.py runs/cpu_4proc
+  python launch/report.py runs/first runs/second --png both.png
+  python launch/report.py runs/* --json
+
+The picture has the loss (points: validation), learning rate, gradient norm, balance, load and
+tokens/s of all runs; of one run it is RUN/run.png where --png names no other file, of several
+runs.png in the first one's folder. --json prints {runs, png, problems}; each run with run, steps,
+loss, validation_loss, validation_bits_per_byte, gradient_norm, load_max, best_validation_loss,
+tokens_per_second, seconds, skipped_lines, values_not_finite. The exit code is 0; 1 where a run
+cannot be read (the others are drawn) or the picture not be written; 2 for wrong arguments.
+docs/metrics.md has more.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code, after one line on each thing that cannot be done."""
+    return guarded("report", lambda: _run(_options(arguments)))
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    options = _parser().parse_args(arguments)
+    if options.png is not None and options.png.suffix != ".png":
+        raise ConfigError(f"--png must name a .png file, got {options.png}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser("report", __doc__, EXAMPLES)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or its metrics.jsonl")
+    add("--png", type=Path, metavar="FILE", help="where the picture goes")
+    add("--json", action="store_true", help="print one JSON object in place of the table")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer.report.picture import PICTURE, save_picture
+    from trainer.report.run_log import read_run
+    from trainer.report.summary import show, summary
+
+    runs, problems = [], []
+    for path in options.runs:
+        try:
+            runs.append(read_run(path))
+        except RunError as error:
+            problems.append(str(error))
+            print(f"report: {error}", file=sys.stderr)
+    if not runs:
+        return RunError.exit_code
+    if (png := options.png) is None:
+        first = Path(runs[0].name)
+        folder = first if first.is_dir() else first.parent
+        png = folder / (PICTURE if len(runs) == 1 else "runs.png")
+    if not options.json:
+        show(runs)  # before the picture, which may not find room
+    save_picture(runs, png)
+    if options.json:
+        said = {"runs": [summary(run) for run in runs], "png": str(png), "problems": problems}
+        print(json.dumps(said))
+    else:
+        print(f"picture in {printable(png)}")
+    return RunError.exit_code if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Reading what a run has written, while it runs or long after, whole or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel.files.shown import printable
+from trainer.errors import RunError
+from trainer.report.json_lines import FILE
+
+_MOST_STEPS = 2**53  # exact as a float
+
+
+@dataclass(frozen=True)
+class Series:
+    """One value over steps, counted from 1: both [n], steps ascending; NaN where not finite."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What could be read of a run. name: as it was asked for. steps: the last one, counted from 1.
+    skipped: lines that are no step. not_finite: values that are NaN or infinite."""
+
+    name: str
+    steps: int
+    series: dict[str, Series]
+    skipped: int
+    not_finite: int
+
+    def last(self, name: str) -> float | None:
+        """The last finite value."""
+        values = self._finite(name)
+        return float(values[-1]) if values.size else None
+
+    def least(self, name: str) -> float | None:
+        values = self._finite(name)
+        return float(values.min()) if values.size else None
+
+    def mean(self, name: str) -> float | None:
+        values = self._finite(name)
+        return float(values.mean()) if values.size else None
+
+    def total(self, name: str) -> float | None:
+        values = self._finite(name)
+        return float(values.sum()) if values.size else None
+
+    def _finite(self, name: str) -> NDArray[np.float64]:
+        series = self.series.get(name)
+        values = np.empty(0) if series is None else series.values
+        return values[np.isfinite(values)]
+
+
+def read_run(path: Path) -> RunLog:
+    """Read a run folder, or its metrics.jsonl. Where a step is there twice, the later line counts.
+
+    Raises RunError where there is no such file, or no step in it.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    skipped = 0
+    for line in _lines(path):
+        if (row := _row(line)) is None:
+            skipped += 1
+        else:
+            rows[int(row.pop("step")) + 1] = row
+    if not rows:
+        what = f"none of its {skipped} lines is one" if skipped else "the file is empty"
+        raise RunError(f"{printable(path)}: no step of a run is in it yet: {what}")
+    steps = sorted(rows)
+    series = {
+        name: Series(np.array(at), np.array([rows[step][name] for step in at]))
+        for name in dict.fromkeys(name for step in steps for name in rows[step])
+        if (at := [step for step in steps if name in rows[step]])
+    }
+    not_finite = sum(int((~np.isfinite(one.values)).sum()) for one in series.values())
+    return RunLog(str(path), steps[-1], series, skipped, not_finite)
+
+
+def _lines(path: Path) -> list[str]:
+    file = path
+    try:
+        file = path / FILE if path.is_dir() else path
+        if file.exists() and not file.is_file():  # a pipe or a device might never end
+            raise RunError(f"{printable(file)}: is not a file; give a run folder, runs/NAME")
+        return [line for line in file.read_bytes().decode(errors="replace").split("\n") if line]
+    except OSError as error:
+        raise RunError(
+            f"{printable(file)}: cannot be read: {error.strerror}; give a run folder, runs/NAME"
+        ) from error
+
+
+def _row(line: str) -> dict[str, float] | None:
+    """The numbers of a line, its step among them; None where it is no step."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    numbers = {name: _float(value) for name, value in row.items() if _is_number(value)}
+    step = numbers.get("step", -1.0)
+    if not (0 <= step < _MOST_STEPS and step == int(step)):
+        return None
+    return numbers
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: float | int) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan

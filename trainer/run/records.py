@@ -1,0 +1,38 @@
+"""What is recorded of a run, by name: docs/metrics.md says what each value is."""
+
+from __future__ import annotations
+
+from trainer.config.schema import Config
+from trainer.data.bits_per_byte import bits_per_byte
+from trainer.report.metrics import Metrics
+from trainer.run.step import StepMetrics
+
+
+def record_step(metrics: Metrics, step: int, done: StepMetrics, seconds: float, c: Config) -> None:
+    """The values of a step, counted from 0, that took so long."""
+    tokens = c.data.global_batch * c.data.sequence_length
+    for name, loss in done.losses.items():
+        metrics.record(name, loss)
+    metrics.record("total_loss", done.total_loss)
+    metrics.record("balance", done.balance)
+    metrics.record("load_max", done.load_max)
+    metrics.record("load_unused", done.load_unused)
+    metrics.record("learning_rate", done.learning_rate, "last")
+    metrics.record("gradient_norm", done.gradient_norm)
+    metrics.record("tokens", tokens, "sum")
+    metrics.record("tokens_per_second", tokens / seconds)
+    metrics.record("seconds", seconds, "sum")
+    every = c.metrics.loads_every
+    if every and done.loads and (step + 1) % every == 0:
+        metrics.record("loads", [_shares(loads) for loads in done.loads.values()])
+
+
+def _shares(loads: list[float]) -> list[float]:
+    return [round(load / sum(loads), 6) for load in loads]
+
+
+def record_validation(metrics: Metrics, loss: float, bytes_per_token: float) -> None:
+    """loss: mean nats per token. bytes_per_token: of the same text."""
+    metrics.record("validation_loss", loss, "last")
+    if (bits := bits_per_byte(loss, bytes_per_token)) is not None:
+        metrics.record("validation_bits_per_byte", bits, "last")
