@@ -14,7 +14,7 @@ from tests.trees import tree
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, RunError
 from trainer.io.folder_lock import FolderLock
-from trainer.report.metrics import MetricsLog
+from trainer.report.json_lines import JsonLines
 from trainer.run.folder import LOCK, MARKER, PREVIOUS, RunFolder
 from trainer.run.inputs import require_inputs_outside
 
@@ -249,7 +249,7 @@ def test_a_lock_or_metrics_that_is_no_file_of_ours_is_one_line_and_untouched(
     folder = RunFolder(wanted, overwrite=False)
     no_file(case, folder.path / "metrics.jsonl", target)
     with pytest.raises(RunError, match="cannot write"):
-        MetricsLog(folder.path, Config(), {})
+        JsonLines(folder.path)
     assert target.read_text() == "precious" and not target.with_name("nowhere").exists()
 
 
@@ -258,7 +258,7 @@ def test_modes_are_those_of_the_umask(wanted: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         run_in(wanted)
-        MetricsLog(RunFolder(wanted, overwrite=False).path, Config(), {})
+        JsonLines(RunFolder(wanted, overwrite=False).path)
     finally:
         os.umask(before)
     for path in wanted.parent.rglob("*"):
