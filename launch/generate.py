@@ -20,6 +20,7 @@ from pathlib import Path
 from trainer.errors import ConfigError
 from trainer.io.command_parser import CommandParser
 from trainer.run.exit import guarded
+from trainer.run.local_ranks import limit_threads
 
 EXAMPLES = """\
 examples:
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if code := guarded("generate", lambda: _check(options)):
         return code
+    limit_threads()
     # Imports torch, which wrong arguments need not wait for. Not within `guarded`: there Ctrl-C is
     # an exception, which an import can swallow; here it ends the process (_checkout.py).
     import trainer.generate.session  # noqa: F401

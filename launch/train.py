@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from parallel.ranks.environment import place_from_environment
+from trainer.config.config_file import with_extended
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
@@ -48,7 +49,7 @@ def _train(arguments: Sequence[str]) -> int:
         limit_threads()
     from trainer.run.train import train  # imports torch, which a bad config need not wait for
 
-    files = [str(file) for file in namespace.config or ()]
+    files = [each for file in namespace.config or () for each in with_extended(str(file))]
     run_rank("train", lambda stop: train(config, to_yaml(parser, namespace), stop, files))
 
 

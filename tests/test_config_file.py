@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config.config_file import read_config_file
+from trainer.config.config_file import read_config_file, with_extended
 from trainer.config.keys import keys
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.schema import Config
@@ -188,3 +188,14 @@ def test_print_config_prints_what_reads_back(
     assert ended.value.code == 0
     printed = write(tmp_path, capsys.readouterr().out, "printed.yaml")
     assert parse(parser, ["--config", printed])[0] == parse(parser, arguments)[0]
+
+
+def test_a_config_is_all_the_files_that_it_extends(tmp_path: Path) -> None:
+    """A run that replaces its folder may have none of them in there."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "one.yaml").write_text("extends: sub/two.yaml")
+    (tmp_path / "sub/two.yaml").write_text("extends: ../three.yaml")
+    (tmp_path / "three.yaml").write_text("run: {steps: 3}")
+    files = with_extended(str(tmp_path / "one.yaml"))
+    assert [Path(file).name for file in files] == ["one.yaml", "two.yaml", "three.yaml"]
+    assert all(Path(file).exists() for file in files)

@@ -37,6 +37,15 @@ def read_config_file(path: str) -> dict[str, Any]:
     return _read(Path(path), ())
 
 
+def with_extended(path: str) -> list[str]:
+    """A config file that can be read, and the files that it extends."""
+    files, file = [path], Path(path)
+    while (extends := _pairs(_compose(path, _text(file, ())), path, path).get(EXTENDS)) is not None:
+        file = file.parent / extends.value
+        files.append(str(file))
+    return files
+
+
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     _refuse_cycle(path, extended_by)
     file = printable(path)

@@ -14,6 +14,11 @@ def layer_name(index: int) -> str:
     return f"layers.{index}"
 
 
+def released_layer(index: int) -> str:
+    """What the names of a layer's tensors begin with in the released checkpoints."""
+    return f"model.{layer_name(index)}."
+
+
 def moe_layers(model: ModelConfig) -> range:
     """The layers with routed experts, those of MTP modules included."""
     return range(model.dense_layers, model.layers + model.mtp.depth)

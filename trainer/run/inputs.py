@@ -13,7 +13,7 @@ from trainer.errors import ConfigError
 def require_inputs_outside(folder: Path, config: Config, config_files: Sequence[str]) -> None:
     """Raise ConfigError if the run reads anything in `folder`, also by way of links.
 
-    config_files: the values of --config.
+    config_files: that of --config, and those that it extends.
     """
     for key, value in _inputs(config, config_files):
         for path in _with_links_below(Path(value).expanduser()):

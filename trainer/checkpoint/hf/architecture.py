@@ -23,6 +23,7 @@ from trainer.checkpoint.hf.config_types import (
 from trainer.config.schema import AttentionConfig, ModelConfig, MoEConfig, MTPConfig, YarnConfig
 from trainer.errors import ConfigError
 from trainer.io.json_object import read_json_object
+from trainer.model.partition import released_layer
 
 CONFIG_FILE = "config.json"
 FP8_BLOCKS = {
@@ -164,7 +165,7 @@ def with_mtp_of(model: ModelConfig, names: Iterable[str]) -> ModelConfig:
     config.json that there is one, and does not save it."""
     names = set(names)
     depth = 0
-    while f"model.layers.{model.layers + depth}.eh_proj.weight" in names:
+    while f"{released_layer(model.layers + depth)}eh_proj.weight" in names:
         depth += 1
     return dataclasses.replace(model, mtp=dataclasses.replace(model.mtp, depth=depth))
 

@@ -18,6 +18,7 @@ from trainer.config.schema import ModelConfig, StorageType
 from trainer.config.validate import model_problems
 from trainer.errors import ConfigError
 from trainer.model.names import released_shapes
+from trainer.model.partition import released_layer
 
 Choice: TypeAlias = StorageType | Literal["keep"]
 _FP8 = torch.float8_e4m3fn
@@ -87,7 +88,7 @@ def plan_conversion(source: Checkpoint, choice: Choice, without_mtp: bool) -> Co
     shapes = released_shapes(model)
     depth = 0 if without_mtp else model.mtp.depth
     for layer in range(model.layers + depth, model.layers + model.mtp.depth):
-        shapes = {n: s for n, s in shapes.items() if not n.startswith(f"model.layers.{layer}.")}
+        shapes = {n: s for n, s in shapes.items() if not n.startswith(released_layer(layer))}
     files: dict[str, str] = {}
     tensors: dict[str, Stored] = {}
     scale_files: dict[str, str] = dict(source.metadata.get(SCALE_FILES, {}))

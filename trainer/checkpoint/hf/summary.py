@@ -13,6 +13,7 @@ from trainer.checkpoint.hf.conversion import checked_model
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.errors import CheckpointError, ConfigError
 from trainer.model.names import mtp_copies, released_shapes
+from trainer.model.partition import released_layer
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def summarise(checkpoint: Checkpoint) -> Summary:
         model = checked_model(checkpoint)
         shapes, copies = released_shapes(model), mtp_copies(model)
         sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in copies}
-        mtp = tuple(f"model.layers.{model.layers + n}." for n in range(model.mtp.depth))
+        mtp = tuple(released_layer(model.layers + n) for n in range(model.mtp.depth))
         depth = model.mtp.depth
         mtp_parameters = sum(size for name, size in sizes.items() if name.startswith(mtp))
         parameters = sum(sizes.values()) - mtp_parameters
