@@ -350,4 +350,4 @@ def test_an_output_that_is_full_ends_in_one_line(
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert command("--checkpoint", checkpoint, "--prompt", "x", *more) == 1
-    assert capfd.readouterr().err == "generate: No space left on device\n"
+    assert capfd.readouterr().err == "generate: standard output: No space left on device\n"

@@ -172,9 +172,15 @@ def _has_space(process: subprocess.Popen[str]) -> bool:
         (("--link-rate", "1gbit", "--mesh.expert", "1"), "--link-rate needs several processes"),
         (("--pipeline.micro_batches", "1"), "micro"),
         (("--mesh.expert_data", "100000"), "mesh asks for 200000 processes"),
-        (("--save-costs", "a", "--save-timeline", "a"), "are both a"),
-        (("--save-costs", "."), "--save-costs .: is a folder"),
-        (("--save-timeline", "/dev/null/a/b"), "--save-timeline /dev/null/a/b: /dev/null is not a"),
+        (
+            ("--save-costs", "a", "--save-timeline", "a"),
+            "are one file",
+        ),
+        (("--save-costs", "."), "--save-costs . cannot be written: Is a directory"),
+        (
+            ("--save-timeline", "/dev/null/a/b"),
+            "null/a/b cannot be written: Not a directory",
+        ),
     ],
 )
 def test_a_bad_request_is_one_line(

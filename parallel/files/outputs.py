@@ -32,7 +32,7 @@ def require_outputs(files: Mapping[str, Path], outputs: Collection[str]) -> None
         if option in outputs:
             if other != option:
                 raise OutputError(f"{other} and {option} are one file: {path}")
-            _require_writable(path)
+            _require_writable(option, path)
 
 
 def write_file(path: Path | str, content: str | bytes) -> None:
@@ -45,7 +45,7 @@ def write_file(path: Path | str, content: str | bytes) -> None:
         raise WriteError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _require_writable(path: Path) -> None:
+def _require_writable(option: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
@@ -55,4 +55,4 @@ def _require_writable(path: Path) -> None:
             path.resolve().unlink(missing_ok=True)  # another rank may have tried it too
     except OSError as error:
         reason = "no process reads from it" if error.errno == errno.ENXIO else error.strerror
-        raise OutputError(f"{path} cannot be written: {reason}") from None
+        raise OutputError(f"{option} {path} cannot be written: {reason}") from None

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.checkpoint.hf.companions import tokenizer_of_run
 from trainer.config.schema import Config
 from trainer.data.batches import Batches, validation_windows
 from trainer.data.bigram import byte_bigram_entropy
 from trainer.data.bits_per_byte import bytes_per_token
 from trainer.data.corpus import Split, load_corpus, split_corpus
-from trainer.errors import DataError
 from trainer.data.file_tokenizer import load_tokenizer
 from trainer.data.tokens import Tokenizer
-from trainer.checkpoint.hf.companions import tokenizer_of_run
+from trainer.errors import DataError
 
 
 @dataclass(frozen=True)

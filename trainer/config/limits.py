@@ -64,6 +64,8 @@ LINE = Text(
     "one line of plain text",
 )
 
+PASSAGE = Text(r"[^\x00\ud800-\udfff]{0,4000}", "text of at most 4,000 characters")
+
 
 def _digits(end: float) -> str:
     return f"{end:,}" if isinstance(end, int) else f"{end:,.15g}"
