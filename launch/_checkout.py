@@ -11,4 +11,4 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from trainer.run import startup  # noqa: E402
 
-startup.begin(Path(sys.argv[0]).stem)
+startup.handle_signals(Path(sys.argv[0]).stem)

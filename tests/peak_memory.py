@@ -22,7 +22,7 @@ def main() -> int:
     process = subprocess.Popen(sys.argv[1:])
     status = Path(f"/proc/{process.pid}/status")
     peak: dict[str, int] = {}
-    begin = time.monotonic()
+    start = time.monotonic()
     while process.poll() is None:
         for key, kilobytes in _memory(status).items():
             peak[key] = max(peak.get(key, 0), kilobytes)
@@ -30,7 +30,7 @@ def main() -> int:
     resident, own, mapped = (
         f"{peak[key] * 1024 / 1e6:,.0f} MB" for key in ("VmHWM", "RssAnon", "RssFile")
     )
-    seconds = time.monotonic() - begin
+    seconds = time.monotonic() - start
     print(f"peak {resident} resident, {own} anonymous, {mapped} of mapped files; {seconds:.1f} s")
     return process.returncode
 

@@ -27,7 +27,7 @@ from trainer.config.schema import (
     YarnConfig,
 )
 from trainer.generate import cached_model
-from trainer.generate.cached_model import CachedModel, begin_text, cached_part
+from trainer.generate.cached_model import CachedModel, cached_part, start_text
 from trainer.generate.choose import Sampler, most_likely, nucleus
 from trainer.generate.decode import Counts, decode
 from trainer.generate.speculate import speculate
@@ -75,8 +75,8 @@ class Twins:
     uncached: WholeModel
     length: int
 
-    def begin(self, positions: int | None = None) -> CachedModel:
-        return begin_text(self.part, self.model, self.length if positions is None else positions)
+    def start(self, positions: int | None = None) -> CachedModel:
+        return start_text(self.part, self.model, self.length if positions is None else positions)
 
     def pad(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([*tokens, *[0] * (self.length - len(tokens))])
@@ -134,10 +134,10 @@ def test_cached_logits_are_the_uncached_ones_at_every_position(
     expected_TV = pair.uncached.logits(pair.uncached.hidden(pair.pad(tokens)))
     scale_T = expected_TV.abs().amax(-1)
     for chunk in (1, 3, LENGTH):
-        cached_TV = read_in_chunks(pair.begin(), tokens, chunk)
+        cached_TV = read_in_chunks(pair.start(), tokens, chunk)
         error_T = (cached_TV - expected_TV).abs().amax(-1) / scale_T
         assert error_T.max() < TOLERANCES[dtype], chunk
-    model = pair.begin()
+    model = pair.start()
     read_in_chunks(model, tokens[:7] + random_tokens(9, seed=1), 5)
     model.truncate(7)  # forget what was not of this text
     rest_TV = read_in_chunks(model, tokens[7:], 4)
@@ -161,7 +161,7 @@ class LargestResult(TorchFunctionMode):
 def test_cache_holds_one_latent_and_one_key_a_token_and_nothing_is_made_for_each_head() -> None:
     length = 3000
     pair = twins(BASE, length=length)
-    c, model = BASE.attention, pair.begin()
+    c, model = BASE.attention, pair.start()
     for cache in model.caches[0]:
         cache.entries_LE.zero_()
         cache.length = length - 1
@@ -179,12 +179,12 @@ def test_the_prompt_is_read_in_chunks_that_bound_the_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cached_model, "SCORES", 5 * BASE.attention.heads * LENGTH)
-    sizes = [len(hidden_TD) for hidden_TD in twins(BASE).begin().read(random_tokens(LENGTH))]
+    sizes = [len(hidden_TD) for hidden_TD in twins(BASE).start().read(random_tokens(LENGTH))]
     assert sizes == [5, 5, 5, 5, 4]
 
 
 def test_a_full_cache_takes_no_more_and_forgets_only_what_it_has() -> None:
-    model = twins(BASE).begin(positions=3)
+    model = twins(BASE).start(positions=3)
     model.hidden([1, 2, 3])
     with pytest.raises(ValueError, match="4 tokens in a cache of 3"):
         model.hidden([4])
@@ -196,13 +196,13 @@ def test_a_full_cache_takes_no_more_and_forgets_only_what_it_has() -> None:
 
 
 def decoded(pair: Twins, prompt: list[int], new: int) -> list[int]:
-    model = pair.begin(len(prompt) + new - 1)
+    model = pair.start(len(prompt) + new - 1)
     return list(itertools.islice(decode(model, prompt, Counts(), most_likely), new))
 
 
 def speculated(pair: Twins, prompt: list[int], new: int) -> tuple[list[int], Counts]:
     counts = Counts()
-    model = pair.begin(len(prompt) + new - 1)
+    model = pair.start(len(prompt) + new - 1)
     tokens = list(itertools.islice(speculate(model, prompt, counts), new))
     require_modules_have_read(pair, model, prompt + tokens)
     return tokens, counts
@@ -211,7 +211,7 @@ def speculated(pair: Twins, prompt: list[int], new: int) -> tuple[list[int], Cou
 def require_modules_have_read(pair: Twins, model: CachedModel, text: list[int]) -> None:
     """The caches of the MTP modules are those of a text that was there from the start, but for what
     the last drafts left."""
-    fresh = pair.begin(len(text))
+    fresh = pair.start(len(text))
     hidden_TD = fresh.hidden(text)
     for depth in range(1, pair.model.mtp.depth + 1):
         hidden_TD = fresh.mtp_hidden(depth, hidden_TD[:-1], text[depth:])
@@ -232,7 +232,7 @@ def test_greedy_takes_the_uncached_models_choice_at_each_step(name: str) -> None
 def test_what_fills_up_the_vocabulary_is_never_chosen() -> None:
     pair = twins(replace(BASE, mtp=MTPConfig(1)))
     for decoding in (partial(decode, choose=most_likely), speculate):
-        model = begin_text(pair.part, pair.model, LENGTH, vocabulary=5)
+        model = start_text(pair.part, pair.model, LENGTH, vocabulary=5)
         assert max(itertools.islice(decoding(model, [1], Counts()), LENGTH)) < 5
 
 
@@ -340,7 +340,7 @@ def test_a_seed_is_a_text_and_a_small_nucleus_is_greedy() -> None:
 
     def sampled(seed: int, top_p: float) -> list[int]:
         sampler = Sampler(1.0, top_p, torch.Generator().manual_seed(seed))
-        return list(itertools.islice(decode(pair.begin(), prompt, Counts(), sampler), 18))
+        return list(itertools.islice(decode(pair.start(), prompt, Counts(), sampler), 18))
 
     assert sampled(1, 0.9) == sampled(1, 0.9) != sampled(2, 0.9)
     assert sampled(1, 1e-9) == decoded(pair, prompt, 18)

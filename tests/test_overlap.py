@@ -120,11 +120,11 @@ def _flights(events: list[Event], label: str, name: str) -> list[tuple[float, fl
     starts = _select(events, label, "start", name)
     waits = _select(events, label, "wait", name)
     assert len(starts) == len(waits) == MOE_LAYERS
-    return [(start.end, end.begin) for start, end in zip(starts, waits)]
+    return [(start.end, end.start) for start, end in zip(starts, waits)]
 
 
 def _inside(event: Event, flight: tuple[float, float]) -> bool:
-    return flight[0] <= event.begin and event.end <= flight[1]
+    return flight[0] <= event.start and event.end <= flight[1]
 
 
 def _parts(events: list[Event], label: str) -> dict[str, list[list[Event]]]:
@@ -202,7 +202,7 @@ def test_events_say_when_each_collective_was_done(
         flights = [event for event in events if event.what == "flight"]
         starts = [event for event in events if event.what == "start"]
         assert len(flights) == len(starts)
-        assert all(flight.end > flight.begin for flight in flights)
+        assert all(flight.end > flight.start for flight in flights)
 
 
 def _compare_overlap(process: Process) -> dict[str, bool]:
@@ -286,7 +286,7 @@ def test_an_exception_in_a_pair_ends_both_ranks_with_its_traceback(
         pipes.append(ours)
     try:
         assert wait(pipes, timeout=60), "no rank failed"
-        begin = time.monotonic()
+        start = time.monotonic()
         tracebacks = []
         for rank, pipe in enumerate(pipes):
             assert pipe.poll(10), f"rank {rank} hangs"
@@ -296,7 +296,7 @@ def test_an_exception_in_a_pair_ends_both_ranks_with_its_traceback(
         for rank, child in enumerate(children):
             child.join(10)
             assert child.exitcode is not None, f"rank {rank} does not end"
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - start < 10
     finally:
         for child in children:
             child.kill()

@@ -85,7 +85,7 @@ def test_memory_is_below_the_timeline(name: str) -> None:
         assert max(held) == pytest.approx(run.peak_memory[rank])
         # A step's outline is level from each time to the next, so its area is memory times time.
         steps = [*run.memory[rank], (run.makespan, 0.0)]
-        area = sum(held * (end - begin) for (begin, held), (end, _) in pairwise(steps))
+        area = sum(held * (end - start) for (start, held), (end, _) in pairwise(steps))
         assert abs(trapezoid(held, times)) == pytest.approx(area)
 
 
@@ -100,7 +100,7 @@ def test_transfers_are_drawn_on_demand(name: str) -> None:
         if colour in [to_rgb(c) for c, _ in TRANSFERS.values()]:
             lines += collection.get_segments()
     assert len(lines) == check(run.schedule).messages
-    expected = [(t.begin, t.message.source, t.end, t.message.destination) for t in run.transfers]
+    expected = [(t.start, t.message.source, t.end, t.message.destination) for t in run.transfers]
     drawn = [(b, round(y), e, round(z)) for (b, y), (e, z) in lines]
     assert sorted(drawn) == sorted(expected)
 
@@ -170,19 +170,19 @@ def test_the_trace_says_what_ran(tmp_path: Path, schedule: Schedule, hop: float)
 
     slices = [e for e in events["X"] if e["pid"] == 0 and e["cat"] != "optimizer"]
     assert [e["tid"] for e in slices] == [s.rank for s in run.spans]
-    assert [e["ts"] / 1e6 for e in slices] == pytest.approx([s.begin for s in run.spans])
+    assert [e["ts"] / 1e6 for e in slices] == pytest.approx([s.start for s in run.spans])
     ends_at = [(e["ts"] + e["dur"]) / 1e6 for e in slices]
     assert ends_at == pytest.approx([s.end for s in run.spans])
     assert len(events["X"]) == 2 * (len(run.spans) + len(run.optimizer))
 
-    begins, ends = ({e["id"]: e for e in events[phase]} for phase in "sf")
-    assert begins.keys() == ends.keys() and len(begins) == 2 * check(schedule).messages
-    for number, begin in begins.items():
+    starts, ends = ({e["id"]: e for e in events[phase]} for phase in "sf")
+    assert starts.keys() == ends.keys() and len(starts) == 2 * check(schedule).messages
+    for number, start in starts.items():
         end = ends[number]
-        assert begin["pid"] == end["pid"] and begin["tid"] != end["tid"]
-        if begin["pid"] == 0:
-            assert inside(slices, begin) and inside(slices, end)
-            assert begin["ts"] <= end["ts"]
+        assert start["pid"] == end["pid"] and start["tid"] != end["tid"]
+        if start["pid"] == 0:
+            assert inside(slices, start) and inside(slices, end)
+            assert start["ts"] <= end["ts"]
 
     peaks: dict[str, float] = defaultdict(float)
     for event in events["C"]:

@@ -33,7 +33,7 @@ def checkpoint(folder: Path, content: str) -> Path:
 def run_in(path: Path, weights: str | None = "good") -> None:
     """A run that has come to its end."""
     with RunFolder(path, overwrite=True) as folder:
-        folder.begin("steps: 1")
+        folder.take_over("steps: 1")
         (path / "metrics.jsonl").write_text("{}\n")
         if weights is not None:
             checkpoint(folder.weights(), weights)
@@ -129,14 +129,14 @@ def test_old_weights_stay_until_there_are_new_ones(
         (wanted / "weights").symlink_to(outside)
     for _ in range(2):  # the second replaces one that failed before it had weights
         with RunFolder(wanted, overwrite=True) as folder:
-            folder.begin("steps: 2")
+            folder.take_over("steps: 2")
             assert folder.previous_weights() == wanted / PREVIOUS
     assert (wanted / PREVIOUS / "config.json").read_text() == "old"
     assert {path.name for path in wanted.iterdir()} == {"config.yaml", PREVIOUS, MARKER}
     assert (wanted / "config.yaml").read_text() == "steps: 2"
     (wanted / "weights").mkdir()  # not a whole checkpoint: takes no one's place
     with RunFolder(wanted, overwrite=True) as folder:
-        folder.begin("steps: 3")
+        folder.take_over("steps: 3")
         assert (wanted / PREVIOUS / "config.json").read_text() == "old"
         checkpoint(folder.weights(), "new")
         assert folder.saved(keep_previous=True) == "" and folder.previous_weights()
@@ -152,7 +152,7 @@ def test_weights_aside_that_cannot_be_removed_are_no_failure(
 ) -> None:
     run_in(wanted)
     folder = RunFolder(wanted, overwrite=True)
-    folder.begin("")
+    folder.take_over("")
 
     def refuse(path: Path) -> None:
         raise OSError(errno.EBUSY, "busy")
@@ -175,7 +175,7 @@ def test_a_full_disk_at_the_start_changes_nothing(
         RunFolder(wanted, overwrite=False)
     assert "\n" not in str(caught.value) and tree(wanted.parent) == before
     with RunFolder(wanted, overwrite=True) as folder, pytest.raises(RunError, match="No space"):
-        folder.begin("steps: 2")
+        folder.take_over("steps: 2")
     assert tree(wanted.parent) == before
 
 
@@ -191,14 +191,14 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) 
 
 def test_a_start_that_is_refused_leaves_no_folder(wanted: Path) -> None:
     with pytest.raises(RunError), RunFolder(wanted, overwrite=False) as folder:
-        folder.begin("steps: 1")
+        folder.take_over("steps: 1")
         (wanted / "metrics.jsonl").touch()
         raise RunError("no weights")
     assert not wanted.exists()
     with RunFolder(wanted, overwrite=False):
         (wanted / "notes.txt").write_text("of the user")
     with RunFolder(wanted.with_name("other"), overwrite=False) as folder:
-        folder.begin("steps: 1")
+        folder.take_over("steps: 1")
         (folder.path / "metrics.jsonl").write_text("{}\n")
     assert tree(wanted.parent).keys() >= {"mine/notes.txt", "other/config.yaml", "other/" + MARKER}
     run_in(wanted.with_name("other"))  # still a run folder
@@ -211,7 +211,7 @@ def test_a_start_that_is_refused_leaves_no_folder(wanted: Path) -> None:
 def test_a_folder_removed_during_the_run_loses_no_weights(wanted: Path, replaced: bool) -> None:
     """They go to a new one, not into that of a run which has the name now."""
     folder = RunFolder(wanted, overwrite=False)
-    folder.begin("steps: 1")
+    folder.take_over("steps: 1")
     shutil.rmtree(wanted.parent)
     other = RunFolder(wanted, overwrite=False) if replaced else None
     weights = folder.weights()

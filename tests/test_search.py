@@ -12,7 +12,7 @@ from parallel.study.costs import CostModel
 from parallel.study.search import Found, Progress, search
 from parallel.study.search.bound import lower_bound
 from parallel.study.search.orders import Orders
-from parallel.study.search.starts import begin
+from parallel.study.search.starts import start_of
 from parallel.study.simulate import simulate
 
 PAIRED = CostModel(pair_factor=0.85)
@@ -64,12 +64,12 @@ def test_zbv_begins_with_pairs(ranks: int, micro_batches: int) -> None:
     """Where pairs pay, and it is under the cap of zbv, and sooner than without them."""
     table = generate("zbv", ranks, micro_batches)
     for cap in (2 * ranks, 2 * ranks + 1):
-        paired = begin(table, Orders(PAIRED, ranks, micro_batches, cap))
+        paired = start_of(table, Orders(PAIRED, ranks, micro_batches, cap))
         assert max(check(paired.schedule()).peak_in_flight) <= cap / 2
         if micro_batches >= 2 * ranks:
             assert pairs(paired.schedule(), ranks - 1) > 0 or ranks == 1
             assert max(paired.finish()) < simulate(table, PAIRED).makespan
-    alone = begin(table, Orders(CostModel(), ranks, micro_batches, 2 * ranks))
+    alone = start_of(table, Orders(CostModel(), ranks, micro_batches, 2 * ranks))
     assert not any(pairs(alone.schedule(), rank) for rank in range(ranks))
 
 
@@ -143,10 +143,10 @@ def test_uneven_stages_gain() -> None:
 
 
 def test_start_that_is_given() -> None:
-    begin = search(PAIRED, 4, 8, moves=3000).schedule
-    found = search(PAIRED, 4, 8, moves=3000, seed=1, start=begin)
-    assert found.makespan <= found.start_makespan == simulate(begin, PAIRED).makespan
-    assert search(PAIRED, 4, 8, moves=0, start=begin).makespan == found.start_makespan
+    first = search(PAIRED, 4, 8, moves=3000).schedule
+    found = search(PAIRED, 4, 8, moves=3000, seed=1, start=first)
+    assert found.makespan <= found.start_makespan == simulate(first, PAIRED).makespan
+    assert search(PAIRED, 4, 8, moves=0, start=first).makespan == found.start_makespan
 
 
 def test_one_rank_is_done_at_once() -> None:

@@ -18,7 +18,7 @@ from parallel.study.search.bound import lower_bound
 from parallel.study.search.moves import propose
 from parallel.study.search.orders import Line, Orders
 from parallel.study.search.run import Run
-from parallel.study.search.starts import begin, run_of
+from parallel.study.search.starts import run_of, start_of
 from parallel.study.search.words import words_of
 from parallel.study.simulate import simulate
 from tests.test_search import COSTS, PAIRED
@@ -26,9 +26,9 @@ from tests.test_search import COSTS, PAIRED
 QUICK = settings(max_examples=40, deadline=None)
 
 
-def start_of(orders: Orders, name: str) -> Run:
+def handcrafted_run(orders: Orders, name: str) -> Run:
     """The run that a search begins with."""
-    return begin(generate(name, orders.ranks, orders.micro_batches), orders)
+    return start_of(generate(name, orders.ranks, orders.micro_batches), orders)
 
 
 def is_weights(item: Item) -> bool:
@@ -82,13 +82,13 @@ def test_evaluation_is_the_simulation(
     costs: CostModel, name: str, micro_batches: int, cap: int, random: Random
 ) -> None:
     orders = Orders(costs, 4, micro_batches, max(cap, 9 if name == "dualpipev" else 8))
-    run = scrambled(start_of(orders, name), 25, random)
+    run = scrambled(handcrafted_run(orders, name), 25, random)
     schedule = run.schedule()
     timeline = simulate(schedule, costs)
     assert max(run.finish()) == pytest.approx(timeline.makespan)
     for ends, line, spans in zip(run.ends, run.lines, timeline.by_rank):
-        begins = [end - op.duration for end, op in zip(ends, line.ops)]
-        assert begins == pytest.approx([s.begin for s in spans if not is_weights(s.item)])
+        starts = [end - op.duration for end, op in zip(ends, line.ops)]
+        assert starts == pytest.approx([s.start for s in spans if not is_weights(s.item)])
     # and the table is one, whatever the changes were
     assert max(check(schedule).peak_in_flight) <= orders.cap / 2
     assert timeline.makespan >= lower_bound(costs, 4, micro_batches, orders.cap) - 1e-9
@@ -99,7 +99,7 @@ def test_evaluation_is_the_simulation(
 def test_only_runs_that_end_too_late_are_given_up(
     costs: CostModel, more: float, random: Random
 ) -> None:
-    run = scrambled(start_of(Orders(costs, 4, 8, 9), "zbv"), 20, random)
+    run = scrambled(handcrafted_run(Orders(costs, 4, 8, 9), "zbv"), 20, random)
     rank = random.randrange(4)
     word = run.lines[rank].word
     changed = propose(word, random.randrange(len(word)), True, random)
@@ -117,15 +117,15 @@ def test_only_runs_that_end_too_late_are_given_up(
 def test_critical_path_has_no_gaps(costs: CostModel, random: Random) -> None:
     if costs.transmission:
         return
-    run = scrambled(start_of(Orders(costs, 4, 8, 9), "zbv"), 20, random)
+    run = scrambled(handcrafted_run(Orders(costs, 4, 8, 9), "zbv"), 20, random)
     path = run.critical()
     rank, position = path[-1]
-    begin = run.ends[rank][position] - run.lines[rank].ops[position].duration
-    assert begin == pytest.approx(0.0, abs=1e-9)
+    start = run.ends[rank][position] - run.lines[rank].ops[position].duration
+    assert start == pytest.approx(0.0, abs=1e-9)
     for (rank, position), (other, before) in pairwise(path):
-        begin = run.ends[rank][position] - run.lines[rank].ops[position].duration
+        start = run.ends[rank][position] - run.lines[rank].ops[position].duration
         after = costs.hop
         if other == rank:  # and between the two, nothing but Ws
             rest, filled = run.lines[rank].rest, run.filled[rank]
             after = rest[filled[before]] - rest[filled[position]]
-        assert begin == pytest.approx(run.ends[other][before] + after, abs=1e-7)
+        assert start == pytest.approx(run.ends[other][before] + after, abs=1e-7)

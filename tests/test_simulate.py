@@ -58,10 +58,10 @@ def test_spans_follow_the_program_and_the_data(schedule: Schedule, hop: float) -
     made = {sent(schedule, a): span.end for span in timeline.spans for a in actions(span.item)}
     previous: dict[int, float] = {}
     for span in timeline.spans:
-        assert span.begin >= previous.get(span.rank, 0.0)
+        assert span.start >= previous.get(span.rank, 0.0)
         previous[span.rank] = span.end
         for message in inputs(schedule, span.item):
-            assert span.begin >= made[message] + hop - 1e-9
+            assert span.start >= made[message] + hop - 1e-9
 
 
 # --- Picture and command ------------------------------------------------------------------------

@@ -39,11 +39,11 @@ def _children(commands: Sequence[str]) -> list[Child]:
 def test_the_first_failure_ends_all_and_gives_the_exit_code(
     commands: list[str], code: int, says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    begin = time.monotonic()
+    start = time.monotonic()
     assert supervise("x", _children(commands)) == code
     err = capfd.readouterr().err
     assert err.startswith(says) and err.count("\n") == bool(says)
-    assert time.monotonic() - begin < 30, "it waited for a child that had to be ended"
+    assert time.monotonic() - start < 30, "it waited for a child that had to be ended"
 
 
 def test_a_signal_reaches_every_child(tmp_path: Path) -> None:
@@ -70,10 +70,10 @@ def test_a_signal_reaches_every_child(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_started_ends_those_that_were() -> None:
-    begin = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(FileNotFoundError):
         supervise("x", [*_children([SLEEP]), Child("b", ["/no/such/program"], {})])
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

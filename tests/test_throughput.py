@@ -37,8 +37,8 @@ data: {sequence_length: 16, global_batch: 8}
 """
 
 
-def _event(label: str, what: Any, name: str, begin: float, end: float) -> Event:
-    return Event(label, what, name, begin, end)
+def _event(label: str, what: Any, name: str, start: float, end: float) -> Event:
+    return Event(label, what, name, start, end)
 
 
 # Two steps, [0, 10) with overlap on and [10, 20) with it off. In a pair a dispatch is hidden but
@@ -62,7 +62,7 @@ WINDOWS = [Window("on", 0.0, 10.0), Window("off", 10.0, 20.0)]
 
 
 def _own_starts() -> list[float]:
-    return [exchange.begin for exchange in exchanges(EVENTS)]
+    return [exchange.start for exchange in exchanges(EVENTS)]
 
 
 def test_accounting_sorts_the_time_of_a_step() -> None:
@@ -82,7 +82,7 @@ def test_accounting_sorts_the_time_of_a_step() -> None:
 
 def test_waiting_for_a_late_peer_is_no_transfer() -> None:
     """The other rank starts the dispatch of the first step at 4.75, while we wait for it."""
-    latest = [4.75 if begin == 1.0 else begin for begin in _own_starts()]
+    latest = [4.75 if start == 1.0 else start for start in _own_starts()]
     dispatch = account(EVENTS, latest, WINDOWS, "on").all_to_alls["pairs"]["dispatch"]
     assert (dispatch.transfer, dispatch.waited_transfer) == (0.25, 0.25)
     assert dispatch.hidden_transfer == 0.0
@@ -97,7 +97,7 @@ def test_flights_and_waits_of_one_sort_pair_up_in_order() -> None:
         _event("F&", "wait", "dispatch", 4.5, 5.0),
         _event("F&", "wait", "dispatch", 6.0, 6.0),
     ]
-    assert [(e.begin, e.wait_begin) for e in exchanges(events)] == [(1.0, 4.5), (3.0, 6.0)]
+    assert [(e.start, e.wait_start) for e in exchanges(events)] == [(1.0, 4.5), (3.0, 6.0)]
 
 
 def test_means_and_comparison() -> None:

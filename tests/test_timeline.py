@@ -66,11 +66,11 @@ def test_without_transfer_times_nothing_waits_for_one(schedule: Schedule, costs:
 def test_the_critical_path_has_no_gap(schedule: Schedule, costs: CostModel) -> None:
     timeline = simulate(schedule, costs)
     path = timeline.critical_path
-    assert path[0].begin == 0
+    assert path[0].start == 0
     for before, after in pairwise(path):
-        assert before.end == after.begin
+        assert before.end == after.start
     # It ends where the optimizer that ends last begins.
-    optimizer = [end - begin for begin, end in timeline.optimizer] or [0.0]
+    optimizer = [end - start for start, end in timeline.optimizer] or [0.0]
     assert timeline.makespan - path[-1].end in optimizer
 
 
@@ -79,8 +79,8 @@ def test_the_critical_path_has_no_gap(schedule: Schedule, costs: CostModel) -> N
 def test_what_is_on_the_critical_path_delays_the_step(schedule: Schedule, costs: CostModel) -> None:
     """The makespan can be no less than the path's length, however fast all else is."""
     timeline = simulate(schedule, costs)
-    computing = sum(p.end - p.begin for p in timeline.critical_path if isinstance(p, Span))
-    crossing = sum(p.end - p.begin for p in timeline.critical_path if isinstance(p, Transfer))
+    computing = sum(p.end - p.start for p in timeline.critical_path if isinstance(p, Span))
+    crossing = sum(p.end - p.start for p in timeline.critical_path if isinstance(p, Transfer))
     assert computing + crossing == pytest.approx(timeline.critical_path[-1].end)
     assert crossing == 0 or costs.hop or costs.message_bytes
 
@@ -119,7 +119,7 @@ def test_a_pair_waits_for_the_later_of_its_inputs() -> None:
     schedule = dataclasses.replace(schedule, programs=tuple(programs))
     check(schedule)
     timeline = simulate(schedule, CostModel(hop=0.5))
-    assert timeline.by_rank[1][1].begin == 6.5
+    assert timeline.by_rank[1][1].start == 6.5
     assert timeline.idle_by_cause[1] == Idle(1.5, 7.0, 1.0, 2.5)
 
 
@@ -127,9 +127,9 @@ def test_bandwidth_keeps_a_channel_busy() -> None:
     # A message takes 3 on its channel and 0.5 to arrive: they go one behind the other.
     costs = CostModel(forward=1.0, hop=0.5, message_bytes=6.0, bandwidth=2.0)
     timeline = simulate(chain(3), costs)
-    assert [(t.begin, t.end) for t in timeline.transfers] == [(1, 4.5), (4, 7.5), (7, 10.5)]
+    assert [(t.start, t.end) for t in timeline.transfers] == [(1, 4.5), (4, 7.5), (7, 10.5)]
     assert timeline.makespan == 11.5
-    assert [(p.begin, p.end) for p in timeline.critical_path] == [
+    assert [(p.start, p.end) for p in timeline.critical_path] == [
         (0, 1), (1, 4), (4, 7), (7, 10.5), (10.5, 11.5),
     ]  # fmt: skip
     assert timeline.idle_by_cause[1] == Idle(4.5, 0, 4, 0)
@@ -148,9 +148,9 @@ def test_the_optimizer_ends_the_step() -> None:
     assert apart.idle_by_cause == tuple(Idle(rank, 0, 0, 3 - rank) for rank in range(4))
     # Both copies of a stage are updated; a V's two halves are one stage.
     twice = simulate(generate("dualpipe", 4, 8), costs)
-    assert {end - begin for begin, end in twice.optimizer} == {4}
+    assert {end - start for start, end in twice.optimizer} == {4}
     once = simulate(generate("dualpipev", 4, 8), costs)
-    assert {end - begin for begin, end in once.optimizer} == {2}
+    assert {end - start for start, end in once.optimizer} == {2}
 
 
 def test_memory_by_hand() -> None:

@@ -68,13 +68,13 @@ def test_a_measured_step_is_its_table(
     assert simulated.makespan * 0.999 <= timeline.makespan <= run.wall
     assert run.wall <= FACTOR * simulated.makespan + SLACK
     for measured, cost in zip(timeline.spans, simulated.spans):
-        assert measured.end - measured.begin >= 0.999 * (cost.end - cost.begin)
+        assert measured.end - measured.start >= 0.999 * (cost.end - cost.start)
     made = _made(timeline)
     for span in timeline.spans:
         for message in inputs(schedule, span.item):
             # A pair's begin is moved by its waits, so only its end tells.
-            at = span.begin if isinstance(span.item, Action) else span.end
-            assert at > made[message].begin
+            at = span.start if isinstance(span.item, Action) else span.end
+            assert at > made[message].start
     assert replay(timeline) >= simulated.makespan * 0.999
     assert run.loss == SUM_OF_LOSSES  # every micro-batch came through every stage
     assert all(rank[0][name].wall == run.wall for rank in runs)
@@ -96,7 +96,7 @@ def test_the_input_gradient_leaves_before_weight_gradients_that_hide_nothing(
     run, schedule = runs[0][1], _schedule("1f1b")
     made = _made(run.timeline)
     early = [
-        made[message].end - span.begin
+        made[message].end - span.start
         for span in run.timeline.spans
         for message in inputs(schedule, span.item)
         if message.kind == "gradient"

@@ -47,10 +47,10 @@ def _product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
     if len(x_PI) and _served(x_PI, weight_EIO):
         return grouped_mm(x_PI, weight_EIO, offs=ends_E)
     y_PO = x_PI.new_empty(len(x_PI), weight_EIO.shape[2])
-    begin = 0
+    start = 0
     for expert, end in enumerate(ends_E.tolist()):
-        torch.mm(x_PI[begin:end], weight_EIO[expert], out=y_PO[begin:end])
-        begin = end
+        torch.mm(x_PI[start:end], weight_EIO[expert], out=y_PO[start:end])
+        start = end
     return y_PO
 
 
@@ -62,10 +62,10 @@ def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor)
         rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
         into_EOI.add_(torch.where(rows_E[:, None, None] > 0, product_EOI, 0))
         return
-    begin = 0
+    start = 0
     for expert, end in enumerate(ends_E.tolist()):
-        into_EOI[expert].addmm_(grad_PO[begin:end].t(), x_PI[begin:end])
-        begin = end
+        into_EOI[expert].addmm_(grad_PO[start:end].t(), x_PI[start:end])
+        start = end
 
 
 def _served(a: Tensor, b: Tensor) -> bool:

@@ -138,10 +138,10 @@ class _Run:
 
     def time_item(self, item: Item) -> None:
         self.waited = 0.0
-        begin = time.monotonic()
+        start = time.monotonic()
         self.run_item(item)
         if self.executor.on_item is not None:
-            self.executor.on_item(item, begin + self.waited, time.monotonic())
+            self.executor.on_item(item, start + self.waited, time.monotonic())
 
     def run_item(self, item: Item) -> None:
         if not isinstance(item, Overlap):
@@ -210,10 +210,10 @@ class _Run:
         message = received(self.executor.schedule, action)
         if message is None:
             return self.handed_over.pop((_direction(action), _key(action)), None)
-        begin = time.monotonic()
+        start = time.monotonic()
         with self.executor.recorder.span(label, "wait", message.kind):
             tensor = self.posted.pop(message).wait()
-        self.waited += time.monotonic() - begin
+        self.waited += time.monotonic() - start
         return tensor
 
     def hand_over(self, action: Action, tensor: Tensor) -> None:

@@ -50,7 +50,7 @@ def start_together(group: dist.ProcessGroup | None = None, delay: float = 0.02) 
 
     Returns it, in seconds of time.monotonic. Collective.
     """
-    begin = torch.tensor([time.monotonic() + delay], dtype=torch.float64)
-    dist.all_reduce(begin, dist.ReduceOp.MAX, group=group)
-    time.sleep(max(0.0, begin.item() - time.monotonic()))
-    return begin.item()
+    start = torch.tensor([time.monotonic() + delay], dtype=torch.float64)
+    dist.all_reduce(start, dist.ReduceOp.MAX, group=group)
+    time.sleep(max(0.0, start.item() - time.monotonic()))
+    return start.item()

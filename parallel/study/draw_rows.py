@@ -72,14 +72,14 @@ class Cell(NamedTuple):
 
 def cells(timeline: Timeline, look: Look = PLAIN) -> Iterator[Cell]:
     """Every action's rectangle; a pair has its forward above its backward."""
-    for rank, item, begin, end in timeline.spans:
+    for rank, item, start, end in timeline.spans:
         top = rank - look.cell_height / 2
         if isinstance(item, Overlap):
             half = look.cell_height / 2
-            yield Cell(item.forward, begin, top, end - begin, half)
-            yield Cell(item.backward, begin, top + half, end - begin, half)
+            yield Cell(item.forward, start, top, end - start, half)
+            yield Cell(item.backward, start, top + half, end - start, half)
         else:
-            yield Cell(item, begin, top, end - begin, look.cell_height)
+            yield Cell(item, start, top, end - start, look.cell_height)
 
 
 def draw_rows(axes: Axes, timeline: Timeline, look: Look) -> None:
@@ -88,8 +88,8 @@ def draw_rows(axes: Axes, timeline: Timeline, look: Look) -> None:
     idle = [_box(0, top, timeline.makespan, look.cell_height) for top in rows]
     _add(axes, idle, **IDLE, zorder=BEHIND_CELLS - 0.1)
     optimizer = [
-        _box(begin, top, end - begin, look.cell_height)
-        for top, (begin, end) in zip(rows, timeline.optimizer)
+        _box(start, top, end - start, look.cell_height)
+        for top, (start, end) in zip(rows, timeline.optimizer)
     ]
     _add(axes, optimizer, **OPTIMIZER)
     boxes = defaultdict(list)
@@ -98,8 +98,8 @@ def draw_rows(axes: Axes, timeline: Timeline, look: Look) -> None:
     for kind, of_kind in boxes.items():
         _add(axes, of_kind, facecolor=COLOURS[kind], edgecolor=EDGE, linewidth=0.4)
     pairs = [
-        _box(begin, rows[rank], end - begin, look.cell_height)
-        for rank, item, begin, end in timeline.spans
+        _box(start, rows[rank], end - start, look.cell_height)
+        for rank, item, start, end in timeline.spans
         if isinstance(item, Overlap)
     ]
     # One strong outline around each pair: it is one cell.
@@ -172,10 +172,10 @@ def draw_transfers(axes: Axes, timeline: Timeline, look: Look) -> None:
     where this is not known, when it is sent), to its receiver, when it has arrived."""
     by_kind: dict[str, list[list[Point]]] = defaultdict(list)
     for journey in journeys(timeline):
-        (message, begin, end), maker, user = journey.transfer, journey.maker, journey.user
+        (message, start, end), maker, user = journey.transfer, journey.maker, journey.user
         # From the edge that faces the receiver to the one that faces the sender.
         edge = copysign(look.cell_height / 2, user.rank - maker.rank)
-        by_kind[message.kind].append([(begin, maker.rank + edge), (end, user.rank - edge)])
+        by_kind[message.kind].append([(start, maker.rank + edge), (end, user.rank - edge)])
     for kind, lines in by_kind.items():
         colour, dashes = TRANSFERS[kind]
         collection = LineCollection(lines, colors=colour, linestyles=[dashes], linewidths=0.9)
@@ -191,7 +191,7 @@ def draw_memory(axes: Axes, timeline: Timeline, highest: float) -> None:
         bottom = rank + MEMORY_HEIGHT / 2
         scale = MEMORY_HEIGHT / (highest or 1.0)
         outline = [(0.0, bottom)]
-        for (begin, held), (end, _) in pairwise([*steps, (timeline.makespan, 0.0)]):
-            outline += [(begin, bottom - held * scale), (end, bottom - held * scale)]
+        for (start, held), (end, _) in pairwise([*steps, (timeline.makespan, 0.0)]):
+            outline += [(start, bottom - held * scale), (end, bottom - held * scale)]
         outline.append((timeline.makespan, bottom))
         _add(axes, [outline], **MEMORY)

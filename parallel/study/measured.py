@@ -26,12 +26,12 @@ class ItemClock:
 
     items: TimedItems = field(default_factory=list)
 
-    def note(self, item: Item, begin: float, end: float) -> None:
-        self.items.append((item, begin, end))
+    def note(self, item: Item, start: float, end: float) -> None:
+        self.items.append((item, start, end))
 
     def since(self, origin: float) -> TimedItems:
         """The items, their times counted from `origin`."""
-        return [(item, begin - origin, end - origin) for item, begin, end in self.items]
+        return [(item, start - origin, end - origin) for item, start, end in self.items]
 
 
 def timeline_of(
@@ -42,8 +42,8 @@ def timeline_of(
     costs: of the memory.
     """
     spans = tuple(
-        Span(rank, item, begin, end)
+        Span(rank, item, start, end)
         for rank, items in enumerate(by_rank)
-        for item, begin, end in items
+        for item, start, end in items
     )
     return Timeline(schedule, spans, costs=costs or CostModel())

@@ -35,8 +35,8 @@ def simulate(lowered: Lowered | Schedule, costs: CostModel) -> Timeline:
     optimizer: list[tuple[float, float]] = []
     if any(made_out.optimizer):
         ends = [program[-1].end if program else 0.0 for program in spans]
-        begins = [max(ends)] * len(ends) if costs.optimizer_waits else ends
-        optimizer = [(begin, begin + cost) for begin, cost in zip(begins, made_out.optimizer)]
+        starts = [max(ends)] * len(ends) if costs.optimizer_waits else ends
+        optimizer = [(start, start + cost) for start, cost in zip(starts, made_out.optimizer)]
     return Timeline(
         schedule=schedule,
         spans=tuple(span for program in spans for span in program),
@@ -79,13 +79,13 @@ class _Run:
         for receives, item, sends, waits in self._lowered.programs[rank]:
             for message in receives:
                 self._meet(message, clock)
-            begin = clock
+            start = clock
             for message in waits:
                 if message not in transfers:
                     yield message
-                begin = max(begin, transfers[message].end)
-            clock = begin + duration(rank, item)
-            done.append(Span(rank, item, begin, clock))
+                start = max(start, transfers[message].end)
+            clock = start + duration(rank, item)
+            done.append(Span(rank, item, start, clock))
             for message in sends:
                 self._meet(message, clock)
 
@@ -96,11 +96,11 @@ class _Run:
         if first is None:
             self._one_side[message] = time
             return
-        begin = max(first, time)
+        start = max(first, time)
         if self._transmission:
             channel = message.source, message.destination
-            begin = max(begin, self._free[channel])
-            self._free[channel] = begin + self._transmission
-        end = begin + self._transmission + self._hop
-        self.transfers[message] = Transfer(message, begin, end)
+            start = max(start, self._free[channel])
+            self._free[channel] = start + self._transmission
+        end = start + self._transmission + self._hop
+        self.transfers[message] = Transfer(message, start, end)
         self._walk.happen(message)

@@ -19,7 +19,7 @@ class Span(NamedTuple):
 
     rank: int
     item: Item
-    begin: float
+    start: float
     end: float
 
 
@@ -27,7 +27,7 @@ class Transfer(NamedTuple):
     """A message as it was transferred: from when its channel took it up until it had arrived."""
 
     message: Message
-    begin: float
+    start: float
     end: float
 
 
@@ -73,9 +73,9 @@ class Timeline:
         """Time by rank in which it computes nothing, out of the makespan."""
         idle = [self.makespan] * self.schedule.ranks
         for span in self.spans:
-            idle[span.rank] -= span.end - span.begin
-        for rank, (begin, end) in enumerate(self.optimizer):
-            idle[rank] -= end - begin
+            idle[span.rank] -= span.end - span.start
+        for rank, (start, end) in enumerate(self.optimizer):
+            idle[rank] -= end - start
         return tuple(idle)
 
     @cached_property
@@ -107,17 +107,17 @@ class Timeline:
             return Idle(self.makespan, 0.0, 0.0, 0.0)
         dependency = transfer = 0.0
         for before, span in pairwise(spans):
-            if span.begin <= before.end:
+            if span.start <= before.end:
                 continue
             made = [self._makers[m].end for m in inputs(self.schedule, span.item)]
-            computed = min(span.begin, max([before.end, *made]))
+            computed = min(span.start, max([before.end, *made]))
             dependency += computed - before.end
-            transfer += span.begin - computed
+            transfer += span.start - computed
         end = self.makespan - spans[-1].end
         if self.optimizer:
-            begin_optimizer, end_optimizer = self.optimizer[rank]
-            end -= end_optimizer - begin_optimizer
-        return Idle(spans[0].begin, dependency, transfer, end)
+            start_optimizer, end_optimizer = self.optimizer[rank]
+            end -= end_optimizer - start_optimizer
+        return Idle(spans[0].start, dependency, transfer, end)
 
     @cached_property
     def _places(self) -> dict[Message, Place]:
@@ -149,7 +149,7 @@ class Timeline:
             span = self.by_rank[rank][position]
             path.append(span)
             place = (rank, position - 1) if position else None
-            if place and self.by_rank[rank][position - 1].end >= span.begin:
+            if place and self.by_rank[rank][position - 1].end >= span.start:
                 continue
             waited = [self._arrival(m) for m in inputs(self.schedule, span.item)]
             if waited:
@@ -159,8 +159,8 @@ class Timeline:
     def _finish(self, rank: int) -> float:
         if not self.optimizer:
             return self.by_rank[rank][-1].end
-        begin, end = self.optimizer[rank]
-        return end if begin == self.by_rank[rank][-1].end else self.by_rank[rank][-1].end
+        start, end = self.optimizer[rank]
+        return end if start == self.by_rank[rank][-1].end else self.by_rank[rank][-1].end
 
     def _arrival(self, message: Message) -> Transfer:
         """The transfer of `message`; of no length where it is not known."""
@@ -188,9 +188,9 @@ class Timeline:
         number = queue.index(transfer) if transfer in queue else 0
         end = transfer.end
         while True:
-            if end > transfer.begin:
+            if end > transfer.start:
                 path.append(transfer._replace(end=end))
-            end, message = transfer.begin, transfer.message
+            end, message = transfer.start, transfer.message
             if self._makers[message].end >= end:
                 return self._places[message]
             for position, span in enumerate(self.by_rank[message.destination]):
@@ -221,7 +221,7 @@ class Timeline:
             for action in actions(span.item):
                 whole, pending = costs.activation[action.stage], costs.pending[action.stage]
                 if action.kind == "F":
-                    change(span.begin, whole)
+                    change(span.start, whole)
                 released = {"F": 0.0 if training else whole, "B": whole, "I": whole - pending}
                 if amount := released.get(action.kind, pending):
                     change(span.end, -amount)

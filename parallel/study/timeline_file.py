@@ -29,7 +29,7 @@ KEYS = ("name", "schedule", "spans")
 def write_timeline(timeline: Timeline, path: Path | str) -> None:
     """Write the table and the spans of `timeline`; optimizer, transfers and costs are left out."""
     spans = ",\n  ".join(
-        json.dumps([rank, position, span.begin, span.end])
+        json.dumps([rank, position, span.start, span.end])
         for rank, program in enumerate(timeline.by_rank)
         for position, span in enumerate(program)
     )
@@ -71,13 +71,13 @@ def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ..
             raise ScheduleError(
                 f"{where}, span {number}: must be [rank, position, begin, end], not {shown(row)}"
             )
-        rank, position, begin, end = row
+        rank, position, start, end = row
         place = type(rank) is type(position) is int and rank in range(schedule.ranks)
         if not (place and position in range(len(schedule.programs[rank]))):
             raise ScheduleError(f"{where}, rank {rank}, position {position}: not in the schedule")
         if (rank, position) in found:
             raise ScheduleError(f"{where}, rank {rank}, position {position}: has two spans")
-        found[rank, position] = Span(rank, schedule.programs[rank][position], begin, end)
+        found[rank, position] = Span(rank, schedule.programs[rank][position], start, end)
     spans = []
     before = (-1, 0.0)  # rank, end
     for rank, position, item in schedule.items():
@@ -86,9 +86,9 @@ def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ..
             raise ScheduleError(f"{here} has no span")
         span = found[rank, position]
         earliest = before[1] if before[0] == rank else 0.0
-        if not earliest <= span.begin <= span.end:
+        if not earliest <= span.start <= span.end:
             raise ScheduleError(
-                f"{here} runs from {span.begin} to {span.end}; it cannot begin before {earliest}, "
+                f"{here} runs from {span.start} to {span.end}; it cannot begin before {earliest}, "
                 "nor end before it begins"
             )
         before = rank, span.end

@@ -71,7 +71,7 @@ def critical_path_line(timeline: Timeline) -> str:
         what = "transfers"
         if isinstance(step, Span):
             what = "pairs" if isinstance(step.item, Overlap) else step.item.kind
-        times[what] += step.end - step.begin
+        times[what] += step.end - step.start
     end = path[-1].end if path else 0.0
     # What is measured does not begin at once when it could.
     times["waiting"] = end - sum(times.values())

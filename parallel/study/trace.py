@@ -65,9 +65,9 @@ def _events(timeline: Timeline, process: int, name: str, arrows: Iterator[int]) 
         yield _metadata("thread_name", process, rank, name=f"rank {rank}")
         yield _metadata("thread_sort_index", process, rank, sort_index=rank)
     for span in timeline.spans:
-        yield _slice(process, span.rank, span.begin, span.end, **_description(span.item))
-    for rank, (begin, end) in enumerate(timeline.optimizer):
-        yield _slice(process, rank, begin, end, name="optimizer", cat="optimizer", args={})
+        yield _slice(process, span.rank, span.start, span.end, **_description(span.item))
+    for rank, (start, end) in enumerate(timeline.optimizer):
+        yield _slice(process, rank, start, end, name="optimizer", cat="optimizer", args={})
     for journey in journeys(timeline):
         yield from _arrow(process, next(arrows), journey)
     in_full_stages = dataclasses.replace(timeline, costs=CostModel())
@@ -86,8 +86,8 @@ def _metadata(what: str, process: int, thread: int, **values: object) -> Event:
     return {"ph": "M", "name": what, "pid": process, "tid": thread, "ts": 0, "args": values}
 
 
-def _slice(process: int, thread: int, begin: float, end: float, **values: object) -> Event:
-    times = {"ts": begin * MICROSECONDS, "dur": (end - begin) * MICROSECONDS}
+def _slice(process: int, thread: int, start: float, end: float, **values: object) -> Event:
+    times = {"ts": start * MICROSECONDS, "dur": (end - start) * MICROSECONDS}
     return {"ph": "X", "pid": process, "tid": thread, **times, **values}
 
 
@@ -107,8 +107,8 @@ def _arrow(process: int, number: int, journey: Journey) -> Iterator[Event]:
     transfer, maker, user = journey
     message = transfer.message
     event = {"name": message.kind, "cat": "transfer", "pid": process, "id": number}
-    times = {"begin": transfer.begin, "end": transfer.end}
+    times = {"begin": transfer.start, "end": transfer.end}
     # A hair before the end: at the end itself an arrow would leave the next slice.
-    sent = maker.end - 1e-3 * (maker.end - maker.begin)
+    sent = maker.end - 1e-3 * (maker.end - maker.start)
     yield {**event, "ph": "s", "tid": maker.rank, "ts": sent * MICROSECONDS, "args": times}
-    yield {**event, "ph": "f", "bp": "e", "tid": user.rank, "ts": user.begin * MICROSECONDS}
+    yield {**event, "ph": "f", "bp": "e", "tid": user.rank, "ts": user.start * MICROSECONDS}

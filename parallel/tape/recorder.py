@@ -40,7 +40,7 @@ class Event:
     label: str
     what: What
     name: str
-    begin: float
+    start: float
     end: float
 
 
@@ -49,7 +49,7 @@ class Recorder(Protocol):
 
     def span(self, label: str, what: What, name: str) -> AbstractContextManager[None]: ...
 
-    def flight(self, label: str, name: str, begin: float, pending: object) -> None: ...
+    def flight(self, label: str, name: str, start: float, pending: object) -> None: ...
 
 
 class Silence:
@@ -58,7 +58,7 @@ class Silence:
     def span(self, label: str, what: What, name: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def flight(self, label: str, name: str, begin: float, pending: object) -> None:
+    def flight(self, label: str, name: str, start: float, pending: object) -> None:
         return None
 
 
@@ -71,20 +71,20 @@ class EventLog:
 
     @contextmanager
     def span(self, label: str, what: What, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self.events.append(Event(label, what, name, begin, time.perf_counter()))
+            self.events.append(Event(label, what, name, start, time.perf_counter()))
 
-    def flight(self, label: str, name: str, begin: float, pending: object) -> None:
+    def flight(self, label: str, name: str, start: float, pending: object) -> None:
         """Note when `pending` completes, if it can tell (`on_completion(callback)`)."""
         on_completion = getattr(pending, "on_completion", None)
         if on_completion is None:
             return
         self._flights += 1
         on_completion(
-            lambda: self.events.append(Event(label, "flight", name, begin, time.perf_counter()))
+            lambda: self.events.append(Event(label, "flight", name, start, time.perf_counter()))
         )
 
     def settle(self, seconds: float = 5.0) -> None:

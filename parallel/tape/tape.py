@@ -247,10 +247,10 @@ class Tape:
     # ---- collectives ----
 
     def _start(self, name: str, collective: Collective, tensors: tuple[Tensor, ...]) -> Pending:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         with self.recorder.span(self.label, "start", name):
             pending = collective.start(*tensors)
-        self.recorder.flight(self.label, name, begin, pending)
+        self.recorder.flight(self.label, name, start, pending)
         return pending
 
     def _wait(self, name: str, pending: Pending) -> tuple[Tensor, ...]:

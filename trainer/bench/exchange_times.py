@@ -35,7 +35,7 @@ class Window:
     """One measured step on one rank: from `begin` to `end` on the host clock, in seconds."""
 
     mode: Mode
-    begin: float
+    start: float
     end: float
 
 
@@ -45,9 +45,9 @@ class Exchange:
 
     label: str
     kind: str
-    begin: float
+    start: float
     end: float
-    wait_begin: float
+    wait_start: float
     wait_end: float
 
 
@@ -115,9 +115,9 @@ def exchanges(events: Iterable[Event]) -> list[Exchange]:
     found = []
     for label, kind in sorted(flights):
         # A flight is noted when it ends, and two can end in another order than they began.
-        begun = sorted(flights[label, kind], key=lambda event: event.begin)
+        begun = sorted(flights[label, kind], key=lambda event: event.start)
         for flight, wait in zip(begun, waits[label, kind], strict=True):
-            found.append(Exchange(label, kind, flight.begin, flight.end, wait.begin, wait.end))
+            found.append(Exchange(label, kind, flight.start, flight.end, wait.start, wait.end))
     return found
 
 
@@ -137,18 +137,18 @@ def account(
         "lone": {kind: [] for kind in ALL_TO_ALLS},
     }
     for exchange, last in zip(exchanges(events), latest, strict=True):
-        if _inside(exchange.begin, mine):
+        if _inside(exchange.start, mine):
             where: Where = "pairs" if is_paired(exchange.label) else "lone"
             sorts[where][exchange.kind].append(_times(exchange, last))
     times = {w: {k: add(all_, step) for k, all_ in kinds.items()} for w, kinds in sorts.items()}
-    inside = [event for event in events if _inside(event.begin, mine)]
+    inside = [event for event in events if _inside(event.start, mine)]
     messages = {
-        kind: step * sum(e.end - e.begin for e in inside if e.what == "wait" and e.name == kind)
+        kind: step * sum(e.end - e.start for e in inside if e.what == "wait" and e.name == kind)
         for kind in MESSAGES
     }
-    computing = step * sum(e.end - e.begin for e in inside if e.what in WORK)
+    computing = step * sum(e.end - e.start for e in inside if e.what in WORK)
     waited = sum(messages.values()) + sum(t.waited for w in times.values() for t in w.values())
-    whole = step * sum(w.end - w.begin for w in mine)
+    whole = step * sum(w.end - w.start for w in mine)
     return StepTimes(times, messages, computing, whole - computing - waited)
 
 
@@ -165,14 +165,14 @@ def mean(of: Sequence[StepTimes]) -> StepTimes:
 
 
 def _inside(time: float, windows: Sequence[Window]) -> bool:
-    return any(w.begin <= time < w.end for w in windows)
+    return any(w.start <= time < w.end for w in windows)
 
 
 def _times(exchange: Exchange, last: float) -> Times:
     return Times(
         number=1.0,
-        in_flight=exchange.end - exchange.begin,
-        waited=exchange.wait_end - exchange.wait_begin,
+        in_flight=exchange.end - exchange.start,
+        waited=exchange.wait_end - exchange.wait_start,
         transfer=max(0.0, exchange.end - last),
-        waited_transfer=max(0.0, exchange.wait_end - max(exchange.wait_begin, last)),
+        waited_transfer=max(0.0, exchange.wait_end - max(exchange.wait_start, last)),
     )

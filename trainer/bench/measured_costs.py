@@ -124,7 +124,7 @@ def _numbered(parts: Sequence[MicroBatch], per_flow: int) -> MicroBatches:
 
 
 def _durations(steps: list[TimedItems]) -> Iterator[tuple[Item, float]]:
-    return ((item, end - begin) for step in steps for item, begin, end in step)
+    return ((item, end - start) for step in steps for item, start, end in step)
 
 
 def _run(layout: Layout, schedule: Schedule, steps: int, warmup: int) -> list[TimedItems]:

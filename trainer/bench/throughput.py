@@ -67,7 +67,7 @@ class Measured:
     """
 
     step_seconds: list[float]
-    tokens_a_step: int
+    tokens_per_step: int
     load_max: float
     times: StepTimes | None
     by_rank: list[StepTimes]
@@ -77,8 +77,8 @@ class Measured:
         return statistics.median(self.step_seconds)
 
     @property
-    def tokens_a_second(self) -> float:
-        return self.tokens_a_step / self.median_seconds
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.median_seconds
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def measure(config: Config, process: Process, trial: Trial) -> dict[Mode, Measur
     if device.type == "cpu":
         latest = _latest_starts(layout, mine.events)
         times = {mode: account(mine.events, latest, mine.windows, mode) for mode in trial.modes}
-    seconds = gather([w.end - w.begin for w in mine.windows])
+    seconds = gather([w.end - w.start for w in mine.windows])
     ranks = gather(times)
     if process.rank != 0:
         return None
@@ -131,10 +131,10 @@ def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     for step, (batch, mode) in enumerate(trial.order()):
         parts = random_parts(layout, batch + trial.warmup)
         trainer.executor.overlap = mode == "on"
-        begin = _now(layout.device)
+        start = _now(layout.device)
         metrics = trainer.step(step, parts.__getitem__)
         if batch >= 0:
-            windows.append(Window(mode, begin, _now(layout.device)))
+            windows.append(Window(mode, start, _now(layout.device)))
             loads.append(metrics.load_max)
     log.settle()
     return RankSteps(windows, log.events, loads)
@@ -174,10 +174,10 @@ def _latest_starts(layout: Layout, events: list[Event]) -> list[float]:
     and the answer is each rank's own start, which makes transfer the same as in flight.
     """
     process = layout.process
-    begins = [exchange.begin for exchange in exchanges(events)]
-    everyone = gather(begins)
+    own_starts = [exchange.start for exchange in exchanges(events)]
+    everyone = gather(own_starts)
     if process.local_world < process.world:
-        return begins
+        return own_starts
     group = layout.mesh.expert_group(process.rank)
     return [max(starts) for starts in zip(*(everyone[rank] for rank in group), strict=True)]
 
@@ -188,7 +188,7 @@ def _summary(
     chosen = [i for i, window in enumerate(mine.windows) if window.mode == mode]
     return Measured(
         step_seconds=[max(rank[i] for rank in seconds) for i in chosen],
-        tokens_a_step=tokens,
+        tokens_per_step=tokens,
         load_max=statistics.mean(mine.loads[i] for i in chosen),
         times=mean(by_rank) if by_rank else None,
         by_rank=by_rank,

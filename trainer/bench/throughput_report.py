@@ -77,7 +77,7 @@ def _mode(result: Measured) -> dict[str, Any]:
             "max": max(seconds),
             "all": seconds,
         },
-        "tokens_per_second": result.tokens_a_second,
+        "tokens_per_second": result.tokens_per_second,
         "load_max_over_mean": result.load_max,
         "mean_over_ranks": None if result.times is None else _step_times(result.times),
         "by_rank": [_step_times(times) for times in result.by_rank],
@@ -118,7 +118,7 @@ def _steps_table(measured: dict[Mode, Measured]) -> Table:
             parts = (times.computing, *(times.messages[kind] for kind in MESSAGES), times.elsewhere)
             inner = [f"{part:.3f}" for part in parts]
         spread = f"{min(result.step_seconds):.3f} to {max(result.step_seconds):.3f}"
-        head = [mode, f"{result.median_seconds:.3f}", spread, f"{result.tokens_a_second:,.0f}"]
+        head = [mode, f"{result.median_seconds:.3f}", spread, f"{result.tokens_per_second:,.0f}"]
         table.add_row(*head, *inner, f"{result.load_max:.2f}")
     spreads = [statistics.pstdev(m.step_seconds) / m.median_seconds for m in measured.values()]
     table.caption = (

@@ -65,7 +65,7 @@ def save_checkpoint(
     first = sum(map(len, everyone[:rank])) + 1
     files = {shard_file(first + here, len(shards)): names for here, names in enumerate(mine)}
 
-    def begin() -> AbstractContextManager[OutputFolder | None]:
+    def open_output() -> AbstractContextManager[OutputFolder | None]:
         if rank > 0:
             return nullcontext()
         require_room(folder, sum(size for _, size in shards), " on this disk")
@@ -86,7 +86,7 @@ def save_checkpoint(
             _write_beside(partial, layout.config, companions, shards)
 
     try:
-        with together(begin, layout.patient) as output:
+        with together(open_output, layout.patient) as output:
             partial: Path = gather(output.partial if output else None)[0]
             together(lambda: write_shards(partial), layout.patient)
             together(lambda: write_beside(partial), layout.patient)

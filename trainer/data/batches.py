@@ -60,8 +60,8 @@ class Batches:
         """Tokens [S + 1 + lookahead] of the running sequence `index`, counted over all epochs."""
         epoch, turn = divmod(index, self.sequences_per_epoch)
         order = self._order(epoch)
-        begin = int(order.windows[turn]) * self.sequence_length
-        return self._gather(order, begin, begin + self.window_tokens)
+        start = int(order.windows[turn]) * self.sequence_length
+        return self._gather(order, start, start + self.window_tokens)
 
     def windows(self, first: int, count: int) -> Tokens:
         """Tokens [count, S + 1 + lookahead] of running sequences first .. first + count - 1."""
@@ -107,17 +107,17 @@ class Batches:
             self._orders[epoch] = order
         return order
 
-    def _gather(self, order: EpochOrder, begin: int, end: int) -> Tokens:
+    def _gather(self, order: EpochOrder, start: int, end: int) -> Tokens:
         """stream[begin:end] of the epoch, from the pieces of the documents that it crosses."""
         corpus = self.split.corpus
-        gathered = np.empty(end - begin, dtype=corpus.tokens.dtype)
-        turn = int(np.searchsorted(order.starts, begin, side="right")) - 1
-        at = begin
+        gathered = np.empty(end - start, dtype=corpus.tokens.dtype)
+        turn = int(np.searchsorted(order.starts, start, side="right")) - 1
+        at = start
         while at < end:
             stop = min(end, int(order.starts[turn + 1]))
             # Where the stream's position 0 would lie, were this document to reach back to it.
             shift = int(corpus.offsets[order.documents[turn]]) - int(order.starts[turn])
-            gathered[at - begin : stop - begin] = corpus.tokens[at + shift : stop + shift]
+            gathered[at - start : stop - start] = corpus.tokens[at + shift : stop + shift]
             at = stop
             turn += 1
         return gathered

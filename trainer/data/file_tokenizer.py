@@ -208,14 +208,14 @@ def _text(text: str | bytes) -> str:
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
     """`text` in pieces of PIECE_CHARACTERS to twice that, cut at a seam; is it the last one?"""
-    begin, last = 0, False
+    start, last = 0, False
     while not last:
-        least, most = begin + PIECE_CHARACTERS, begin + 2 * PIECE_CHARACTERS
+        least, most = start + PIECE_CHARACTERS, start + 2 * PIECE_CHARACTERS
         seam = _SEAM.search(text, least, most)
         end = seam.start() if seam else most
         last = end >= len(text)
-        yield text[begin:end], last
-        begin = end
+        yield text[start:end], last
+        start = end
 
 
 def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:

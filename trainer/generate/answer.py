@@ -69,7 +69,7 @@ def answer(
     prompt, new_tokens = question.tokens, question.new_tokens
     counts, tokens, ended = Counts(), [], False
     begun = time.monotonic()
-    model = text_model.begin(len(prompt) + new_tokens - 1)  # the last one is never read
+    model = text_model.start_text(len(prompt) + new_tokens - 1)  # the last one is never read
     first = last = begun
     steps = -1
     for token in decoding(model, prompt, counts):

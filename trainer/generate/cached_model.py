@@ -30,7 +30,7 @@ def cached_part(model: ModelConfig, ops: Ops) -> ModelPart:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A text in a model; `begin_text` makes it.
+    """A text in a model; `start_text` makes it.
 
     caches: of the model's layers, then, of depth k, that of MTP module k. positions: that the
     caches have room for. vocabulary: tokens 0 .. vocabulary - 1 may be chosen; what a head has
@@ -57,10 +57,10 @@ class CachedModel:
 
     def read(self, tokens: Sequence[int]) -> Iterator[Tensor]:
         """Read any number of tokens in chunks that bound the memory: hidden states as `hidden`."""
-        scores_a_token = self.whole.part.options.model.attention.heads * self.positions
-        chunk = max(1, min(PROMPT_CHUNK, SCORES // scores_a_token))
-        for begin in range(0, len(tokens), chunk):
-            yield self.hidden(tokens[begin : begin + chunk])
+        scores_per_token = self.whole.part.options.model.attention.heads * self.positions
+        chunk = max(1, min(PROMPT_CHUNK, SCORES // scores_per_token))
+        for start in range(0, len(tokens), chunk):
+            yield self.hidden(tokens[start : start + chunk])
 
     def mtp_hidden(self, depth: int, hidden_TD: Tensor, tokens: Sequence[int]) -> Tensor:
         """The same of MTP module `depth` from 1; its arguments are those of WholeModel's."""
@@ -79,7 +79,7 @@ class CachedModel:
         return torch.tensor(tokens, device=self.whole.part.embed_tokens.weight.device)
 
 
-def begin_text(
+def start_text(
     part: ModelPart, model: ModelConfig, positions: int, vocabulary: int | None = None
 ) -> CachedModel:
     """An empty text of up to `positions` tokens in `part`, made by `cached_part(model, ops)`.

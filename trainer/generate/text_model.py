@@ -21,7 +21,7 @@ from trainer.config.schema import ModelConfig
 from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
 from trainer.errors import CheckpointError, ConfigError
-from trainer.generate.cached_model import CachedModel, begin_text, cached_part
+from trainer.generate.cached_model import CachedModel, cached_part, start_text
 from trainer.io.json_object import read_json_object
 from trainer.model.part import ModelPart
 
@@ -81,9 +81,9 @@ class TextModel:
                 "--max-new-tokens"
             )
 
-    def begin(self, positions: int) -> CachedModel:
+    def start_text(self, positions: int) -> CachedModel:
         """An empty text of up to `positions` tokens; the one before ends."""
-        return begin_text(self.part, self.model, positions, self.tokenizer.vocabulary_size)
+        return start_text(self.part, self.model, positions, self.tokenizer.vocabulary_size)
 
 
 def load_text_model(

@@ -66,7 +66,7 @@ class RunFolder:
             if empty:
                 self.path.rmdir()
 
-    def begin(self, config: str) -> None:
+    def take_over(self, config: str) -> None:
         """Write the resolved config, YAML, in place of all that an earlier run left, but for its
         weights, which are kept aside. Raises RunError."""
         self._config = config
@@ -95,7 +95,7 @@ class RunFolder:
             with _saying(f"run.dir: cannot make {self._wanted}"):
                 self._wanted.parent.mkdir(parents=True, exist_ok=True)
             self._make()
-            self.begin(self._config)
+            self.take_over(self._config)
         return self.path / WEIGHTS
 
     def saved(self, keep_previous: bool) -> str:

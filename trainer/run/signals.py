@@ -66,12 +66,12 @@ class StopRequest:
             time.sleep(_UNWINDING)
             if not self._training.is_set():
                 _leave(number, f"{self._prog}: {_stopped(number)}")
-        begin = time.monotonic()
-        while self._reached.is_set() or time.monotonic() - begin < self._grace:
+        start = time.monotonic()
+        while self._reached.is_set() or time.monotonic() - start < self._grace:
             again = signal.sigtimedwait(self._signals, 0.2)
             # On Ctrl-C the terminal and whoever has started this both send one: only a later one
             # is impatience.
-            if again is not None and time.monotonic() - begin > _IMPATIENT:
+            if again is not None and time.monotonic() - start > _IMPATIENT:
                 break
         _leave(number, f"{self._prog}: {number.name}: the step did not end in time; nothing saved")
 

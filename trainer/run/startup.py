@@ -18,7 +18,7 @@ _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _PR_SET_PDEATHSIG = 1
 
 
-def begin(prog: str) -> None:
+def handle_signals(prog: str) -> None:
     """Until a command has its own way to end: signals end it in one line, as if it had never been.
 
     A process that a supervisor or torchrun has started gets SIGTERM when that parent dies, so that

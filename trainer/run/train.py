@@ -107,7 +107,7 @@ def _open_sinks(folder: RunFolder, config: Config, resolved: str, room: int) -> 
         require_installed()
     advice = ", set run.dir to another disk, or checkpoint.export_dtype to a smaller type"
     require_room(folder.weights(), room, advice)
-    folder.begin(resolved)
+    folder.take_over(resolved)
     sinks: list[Sink] = [JsonLines(folder.path)]
     if wandb != "off":
         settings = yaml.safe_load(resolved)

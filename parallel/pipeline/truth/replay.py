@@ -29,7 +29,7 @@ def replay(timeline: Timeline) -> float:
                 if message not in made:
                     yield message
                 clocks[rank] = max(clocks[rank], made[message])
-            clocks[rank] += span.end - span.begin
+            clocks[rank] += span.end - span.start
             for message in outputs(schedule, span.item):
                 made[message] = clocks[rank]
                 walk.happen(message)

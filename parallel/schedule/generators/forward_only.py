@@ -20,12 +20,12 @@ def forward_only(placement: Placement, micro_batches: int) -> Schedule:
     flow0 = {place: rank for place, rank in placement.items() if place[0] == 0}
     ranks = 1 + max(flow0.values())
     require_counts("forward-only", ranks, micro_batches)
-    stages_a_rank = len(flow0) // ranks
+    stages_per_rank = len(flow0) // ranks
     group = ranks if flow0.get((0, ranks)) == 0 else 1
 
     def slot(action: Action) -> int:
         groups, place = divmod(action.micro_batch, group)
-        return action.stage + place + groups * group * stages_a_rank
+        return action.stage + place + groups * group * stages_per_rank
 
     order = sorted(
         (Action("F", 0, stage, m) for _, stage in flow0 for m in range(micro_batches)), key=slot

@@ -21,7 +21,7 @@ from parallel.study.costs import CostModel
 from parallel.study.search.anneal import Annealing, Budget, Progress
 from parallel.study.search.bound import lower_bound
 from parallel.study.search.orders import TIE, Orders
-from parallel.study.search.starts import begin, fitting, handcrafted
+from parallel.study.search.starts import fitting, handcrafted, start_of
 from parallel.study.search.words import SEARCHED
 from parallel.study.simulate import simulate
 
@@ -87,7 +87,7 @@ def search(
     annealing = Annealing(orders, costs, bound, least, seed)
     stopped = False
     try:
-        annealing.rounds([begin(table, orders) for table in tables], budget)
+        annealing.rounds([start_of(table, orders) for table in tables], budget)
     except KeyboardInterrupt:
         stopped = True
     schedule, makespan = replace(first, name=SEARCHED), least

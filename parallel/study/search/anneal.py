@@ -54,10 +54,10 @@ class Budget:
         taken = time.monotonic() - self._begun
         if self.made:
             return int((self._seconds - taken) * self.made / taken)
-        begin = time.perf_counter()
+        start = time.perf_counter()
         Run(run.orders, run.lines).follow()
-        a_move = 0.4 * (time.perf_counter() - begin) + 1e-5
-        return int((self._seconds - taken) / a_move)
+        per_move = 0.4 * (time.perf_counter() - start) + 1e-5
+        return int((self._seconds - taken) / per_move)
 
     def over(self, best: float, bound: float) -> bool:
         """Whether it is over. Reports the progress."""
@@ -86,15 +86,17 @@ class Annealing:
         self.least = least
         self.best: Run | None = None
         self.random = Random(seed)
-        self.begins = rank_starts(costs, orders.ranks)
-        self.least_idle = sum(self.begins) + sum(orders.after)  # of all ranks, and the optimizer
+        self.rank_starts = rank_starts(costs, orders.ranks)
+        self.least_idle = sum(self.rank_starts) + sum(
+            orders.after
+        )  # of all ranks, and the optimizer
 
     def cost(self, run: Run) -> float:
         """What the annealing makes small: mostly the makespan, and what it cannot see yet."""
         finish = run.finish()
         excess = 0.0
-        for begin, line, after in zip(self.begins, run.lines, self.orders.after):
-            excess += max(0.0, begin + line.work + after - self.bound)
+        for first, line, after in zip(self.rank_starts, run.lines, self.orders.after):
+            excess += max(0.0, first + line.work + after - self.bound)
         return max(finish) + SPREAD * sum(finish) / len(finish) + EXCESS * excess
 
     def rounds(self, starts: list[Run], budget: Budget) -> None:
@@ -128,8 +130,8 @@ class Annealing:
         """
         letters = sum(len(line.ops) for line in run.lines)
         unit = sum(line.work for line in run.lines) / letters
-        moves_a_letter, hot, cold = heat
-        moves = min(most, moves_a_letter * letters * times)
+        moves_per_letter, hot, cold = heat
+        moves = min(most, moves_per_letter * letters * times)
         cost, path, reached = self.cost(run), run.critical(), self._note(run)
         temperature, draw = hot * unit, self.random.random
         for move in range(moves):

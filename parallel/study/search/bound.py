@@ -97,8 +97,8 @@ class _Bound:
         """The bound that the work of one rank gives."""
         stages = first, last = rank, 2 * self._ranks - 1 - rank
         end = 2 * self._ranks - 1
-        begin = self.way_down(0, first)
-        window = self.way_down(0, end) + self._down[end] + self.way_up(end, last) - begin
+        start = self.way_down(0, first)
+        window = self.way_down(0, end) + self._down[end] + self.way_up(end, last) - start
         tail = self.way_down(last, end) - self._down[last] + self._down[end]
         tail += self.way_up(end, 0) + self._up[0] + self._weight_grad[0]
         forwards = sorted([self._forward[s] for s in stages] * micro_batches, reverse=True)
@@ -118,4 +118,4 @@ class _Bound:
             idle = in_window + in_tail if apart else max(in_window, in_tail)
             least = min(least, idle - saved)
         work = dearest_forwards[-1] + dearest_backwards[-1]
-        return begin + work + least + self._after[rank]
+        return start + work + least + self._after[rank]

@@ -125,9 +125,9 @@ class Run:
             if not under_way:
                 return 0.0
             down = (slot - 1) // orders.micro_batches % orders.ranks > rank
-            begin = max(time, free[rank][down])
-            free[rank][down] = begin + orders.transmission
-            return begin - time + under_way
+            start = max(time, free[rank][down])
+            free[rank][down] = start + orders.transmission
+            return start - time + under_way
 
         return send
 
@@ -144,9 +144,9 @@ class Run:
         while position >= 0:
             path.append((rank, position))
             op = lines[rank].ops[position]
-            begin = ends[rank][position] - op.duration - TIE
+            start = ends[rank][position] - op.duration - TIE
             waited = op.first_input, op.second_input
-            slot = next((s for s in waited if s and arrivals[s] >= begin), 0)
+            slot = next((s for s in waited if s and arrivals[s] >= start), 0)
             if slot:
                 rank = self.orders.source_of(slot)
                 position = lines[rank].made_at(slot)
@@ -166,10 +166,10 @@ class Run:
 
     def _whole(self) -> list[set[int]]:
         """By rank, the positions of I that are one B with the W after them, and nobody waits."""
-        begins = {}
+        starts = {}
         for line, ends in zip(self.lines, self.ends):
             for op, end in zip(line.ops, ends):
-                begins[op.first_input] = begins[op.second_input] = end - op.duration
+                starts[op.first_input] = starts[op.second_input] = end - op.duration
         whole: list[set[int]] = []
         for line, ends, filled in zip(self.lines, self.ends, self.filled):
             whole.append(set())
@@ -180,6 +180,6 @@ class Run:
                     continue
                 arrival = end + line.weights[done] + op.first_under_way
                 slot = op.first_output
-                if not slot or not (self.orders.transmission or arrival > begins[slot] + TIE):
+                if not slot or not (self.orders.transmission or arrival > starts[slot] + TIE):
                     whole[-1].add(position)
         return whole

@@ -47,7 +47,7 @@ def handcrafted(orders: Orders) -> list[Schedule]:
     return tables
 
 
-def begin(table: Schedule, orders: Orders) -> Run:
+def start_of(table: Schedule, orders: Orders) -> Run:
     """The run of a table, its Ws put where a run puts them, and zbv's with pairs where it can be.
 
     A steady state of zbv, F0 I0 F1 I1 over and over, is where pairs cost its ranks no waiting.
