@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     lines = "a file with a prompt on each line; JSON lines if it is named .jsonl"
     given.add_argument("--prompts", type=Path, metavar="FILE", help=lines)
     add("--prompt-field", metavar="NAME", help="of JSON lines: the field of the prompt (prompt)")
-    usual = f"at most so many tokens per prompt ({NEW_TOKENS}, or what there is room for)"
+    usual = f"at most N new tokens per prompt ({NEW_TOKENS}, or what there is room for)"
     add("--max-new-tokens", type=int, metavar="N", help=usual)
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     add("--top-p", type=float, metavar="P", help="only the most likely tokens, of P together (1)")

@@ -1,4 +1,4 @@
-"""Measure training steps: step time, tokens a second, and how much of the all-to-alls is hidden.
+"""Measure training steps: step time, tokens per second, and how much of the all-to-alls is hidden.
 
 Starts one process for each rank of the config's mesh by itself, or runs as one rank where torchrun
 has started it.
@@ -47,7 +47,7 @@ examples:
       --save-timeline step.json
   torchrun --nproc-per-node 2 launch/throughput.py --config configs/overlap_2proc.yaml
 
-What the figures mean, in seconds a step, mean over ranks:
+What the figures mean, in seconds per step, mean over ranks:
   in flight   from this rank's start of an all-to-all until it has completed here; contains the wait
               for late peers and queues, and two in flight at once count twice.
   transfer    the part of it after the last rank has started (ranks on one machine only).

@@ -35,7 +35,7 @@ def simulate_command(*arguments: object) -> int:
 def start(
     folder: Path, *arguments: str, processes: int = 0, script: str = "launch/train.py"
 ) -> subprocess.Popen[str]:
-    """Start a script, which starts its ranks by itself, or so many `processes` by torchrun."""
+    """Start a script; it starts its ranks by itself, or torchrun does with `processes`."""
     launcher = [sys.executable]
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone"]

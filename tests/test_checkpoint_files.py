@@ -267,21 +267,21 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# What is called when a folder is replaced: before or behind a rename, amid the removal. The tensor
+# What is called when a folder is replaced: before or after a rename, amid the removal. The tensor
 # that is there then: "a" was to be replaced by "b".
 ENDS = {
     "before the old one is renamed": ("rename", 1, False, "a"),
-    "behind that": ("rename", 1, True, "a"),
+    "after that": ("rename", 1, True, "a"),
     "before the new one is renamed": ("rename", 2, False, "a"),
-    "behind that, too": ("rename", 2, True, "b"),
+    "after that, too": ("rename", 2, True, "b"),
     "before the old one is removed": ("rmtree", 1, False, "b"),
-    "behind that, as well": ("rmtree", 1, True, "b"),
+    "after that, as well": ("rmtree", 1, True, "b"),
 }
 
 
 def replace_until(folder: Path, end: str, stop: Callable[[], object]) -> OutputFolder:
     """Replace `folder` until stop() is called at this step; what was begun."""
-    name, calls, behind, _ = ENDS[end]
+    name, calls, after, _ = ENDS[end]
     output = OutputFolder(folder)
     writer.write_shard(output.partial / SINGLE, {"b": torch.zeros(1)})
     writer.write_json(output.partial / "config.json", {})
@@ -291,7 +291,7 @@ def replace_until(folder: Path, end: str, stop: Callable[[], object]) -> OutputF
     def counted(*arguments: object, **options: object) -> object:
         nonlocal calls
         calls -= 1
-        if calls == 0 and not behind:
+        if calls == 0 and not after:
             stop()
         result = real(*arguments, **options)
         if calls == 0:
@@ -371,7 +371,7 @@ def test_only_one_writes_a_folder_at_a_time(tmp_path: Path) -> None:
     writer.write_shard(output.partial / SINGLE, {"a": torch.zeros(1)})
     output.commit()
     assert names(folder) == ["config.json", SINGLE] and names(tmp_path) == ["checkpoint"]
-    # Who has committed and discards behind that, as callers do, discards nothing of the next one.
+    # Who has committed and discards after that, as callers do, discards nothing of the next one.
     child = os.fork()
     if child == 0:
         try:

@@ -47,7 +47,7 @@ def test_mesh_numbers_the_expert_rank_fastest_and_the_pipeline_rank_slowest() ->
         ("dualpipev", "layers.3.mlp.experts.down_proj", (1, 3)),
         ("dualpipev", "layers.1.mlp.experts.down_proj", (5, 7)),
         ("dualpipev", "lm_head.weight", (0, 1, 2, 3)),
-        # The MTP module behind layer 3 lives in the last stage.
+        # The MTP module after layer 3 lives in the last stage.
         ("1f1b", "layers.4.mlp.experts.gate_up_proj", (5, 7)),
         ("1f1b", "layers.4.eh_proj.weight", (4, 5, 6, 7)),
         ("dualpipev", "layers.4.eh_proj.weight", (0, 1, 2, 3)),

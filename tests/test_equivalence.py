@@ -136,7 +136,7 @@ def reference() -> dict[tuple[int, int], dict[str, Any]]:
 
 
 def _cases(mesh: tuple[int, int, int]) -> list[Case]:
-    layers = 8 if mesh[0] == 4 else 4  # DualPipeV has two stages a rank
+    layers = 8 if mesh[0] == 4 else 4  # DualPipeV has two stages per rank
     cases = [
         Case(schedule, mesh, mtp, recompute, overlap, layers)
         for schedule, mtp, recompute, overlap in itertools.product(

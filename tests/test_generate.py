@@ -82,12 +82,12 @@ class Twins:
         return torch.tensor([*tokens, *[0] * (self.length - len(tokens))])
 
     def choices(self, tokens: Sequence[int]) -> list[int]:
-        """What the model chooses behind each of `tokens`, all read at once."""
+        """What the model chooses after each of `tokens`, all read at once."""
         hidden_TD = self.uncached.hidden(self.pad(tokens))
         return self.uncached.logits(hidden_TD).argmax(-1).tolist()[: len(tokens)]
 
     def drafts(self, tokens: Sequence[int]) -> list[int]:
-        """What the MTP modules draft behind `tokens`, of which the model has read all but one."""
+        """What the MTP modules draft after `tokens`, of which the model has read all but one."""
         known, last = list(tokens), len(tokens) - 1
         hidden_TD = self.uncached.hidden(self.pad(tokens))
         for depth in range(1, self.model.mtp.depth + 1):

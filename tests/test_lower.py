@@ -99,7 +99,7 @@ def test_check_catches_lost_messages() -> None:
 
 
 def test_check_catches_a_receive_posted_after_its_use() -> None:
-    # Evaluation on two ranks: the only receive moved behind the item that needs it.
+    # Evaluation on two ranks: the only receive moved to after the item that needs it.
     lowered = lower(forward_only({(0, 0): 0, (0, 1): 1}, 2))
     late = lowered.programs[1][0].receives
     moved = with_step(with_step(lowered, 1, 0, receives=()), 1, 1, receives=late)
@@ -146,8 +146,8 @@ def tables(draw: st.DrawFn) -> Schedule:
             return a.stage == 0 or ("F", a.stage - 1, *key) in done
         if a.kind == "W":
             return ("B", a.stage, *key) in done
-        behind = a.stage == last or ("B", a.stage + 1, *key) in done
-        return behind and ("F", a.stage, *key) in done
+        ready = a.stage == last or ("B", a.stage + 1, *key) in done
+        return ready and ("F", a.stage, *key) in done
 
     random = draw(st.randoms(use_true_random=False))
     while todo:

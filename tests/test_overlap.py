@@ -116,7 +116,7 @@ def _select(events: list[Event], label: str, what: str, name: str | None = None)
 
 
 def _flights(events: list[Event], label: str, name: str) -> list[tuple[float, float]]:
-    """For each collective of that name, the end of its start and the begin of its wait."""
+    """For each collective of that name, the end of its start and the start of its wait."""
     starts = _select(events, label, "start", name)
     waits = _select(events, label, "wait", name)
     assert len(starts) == len(waits) == MOE_LAYERS
@@ -148,7 +148,7 @@ def test_each_collective_of_a_pair_flies_while_the_other_pass_computes(
     for events in recorded[True]:
         forward, backward = _parts(events, "F&"), _parts(events, "B&")
         weights = _select(events, "B&", "weights")
-        # The head's, then of each layer the experts', and all the rest behind the next collective.
+        # The head's, then each layer's experts', and the rest while the next collective flies.
         assert len(weights) == 1 + 2 * MOE_LAYERS
         flights = {
             (name, label): _flights(events, label, name)
@@ -182,7 +182,7 @@ def test_with_overlap_off_nothing_computes_while_a_collective_flies(
     recorded: dict[bool, list[list[Event]]],
 ) -> None:
     """What the measurement of the overlap compares with. Only the exchange of counts, a few
-    numbers early, flies behind the shared experts."""
+    numbers early, flies while the shared experts compute."""
     for events in recorded[False]:
         here = [e for e in events if e.what != "flight" and e.name != "counts"]
         starts = [i for i, event in enumerate(here) if event.what == "start"]

@@ -35,7 +35,7 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     ours, theirs = (saved_weights(tmp_path / f"runs/{name}/weights") for name in ("tiny", "alone"))
     assert ours.keys() == theirs.keys()
     assert "model.layers.1.mlp.experts.3.gate_proj.weight" in ours
-    assert "model.layers.2.eh_proj.weight" in ours  # the MTP module, numbered behind the last layer
+    assert "model.layers.2.eh_proj.weight" in ours  # the MTP module, numbered after the last layer
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-10, msg=name)
 

@@ -27,7 +27,7 @@ QUICK = settings(max_examples=40, deadline=None)
 
 
 def handcrafted_run(orders: Orders, name: str) -> Run:
-    """The run that a search begins with."""
+    """The run that a search starts with."""
     return start_of(generate(name, orders.ranks, orders.micro_batches), orders)
 
 

@@ -46,7 +46,7 @@ def test_costs_by_stage() -> None:
 def test_simulation_refuses_a_deadlock() -> None:
     schedule = generate("1f1b", 2, 2)
     program = list(schedule.programs[0])[::-1]
-    with pytest.raises(ScheduleError, match=r"^rank \d, position 0: .* waits for ever"):
+    with pytest.raises(ScheduleError, match=r"^rank \d, position 0: .* waits forever"):
         simulate(with_program(schedule, 0, program), CostModel())
 
 

@@ -116,8 +116,8 @@ def test_a_malformed_timeline_is_one_line(tmp_path: Path) -> None:
         ([first, [0, 1, 2.0, 1.5]], "rank 0, position 1: B(flow 0, stage 0, micro-batch 0) runs"),
         ([[0, 0, -1.0, 1.0], second], "rank 0, position 0: F(flow 0, stage 0, micro-batch 0) runs"),
         ([first, [0, 1.0, 1.0, 3.0]], "rank 0, position 1.0: not in the schedule"),
-        ([first, [0, 1, 1.0, float("nan")]], "span 1: must be [rank, position, begin, end]"),
-        ([first, [0, 1]], "span 1: must be [rank, position, begin, end]"),
+        ([first, [0, 1, 1.0, float("nan")]], "span 1: must be [rank, position, start, end]"),
+        ([first, [0, 1]], "span 1: must be [rank, position, start, end]"),
         ({}, "spans a list"),
     ]
     texts = [(json.dumps(good | {"spans": spans}), message) for spans, message in cases]

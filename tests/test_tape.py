@@ -57,7 +57,7 @@ def mean_square(x: Tensor) -> Tensor:
 
 @dataclass
 class Toy:
-    """Embedding, two exchanges of two tensors each, recomputed segments before and behind them,
+    """Embedding, two exchanges of two tensors each, recomputed segments before and after them,
     one that reads another, what is sent read again later, and two weighted losses."""
 
     weights: dict[str, Tensor]

@@ -124,7 +124,7 @@ def test_a_pair_waits_for_the_later_of_its_inputs() -> None:
 
 
 def test_bandwidth_keeps_a_channel_busy() -> None:
-    # A message takes 3 on its channel and 0.5 to arrive: they go one behind the other.
+    # A message takes 3 on its channel and 0.5 to arrive: they go one after the other.
     costs = CostModel(forward=1.0, hop=0.5, message_bytes=6.0, bandwidth=2.0)
     timeline = simulate(chain(3), costs)
     assert [(t.start, t.end) for t in timeline.transfers] == [(1, 4.5), (4, 7.5), (7, 10.5)]

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.commands import TINY
-from trainer.build.text import load_text
+from trainer.build.training_text import load_text
 from trainer.checkpoint.hf.companions import END_OF_DOCUMENT, byte_tokenizer_files, tokenizer_files
 from trainer.config.parse import config_parser, parse
 from trainer.config.validate import validate

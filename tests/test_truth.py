@@ -72,7 +72,7 @@ def test_a_measured_step_is_its_table(
     made = _made(timeline)
     for span in timeline.spans:
         for message in inputs(schedule, span.item):
-            # A pair's begin is moved by its waits, so only its end tells.
+            # A pair's start is moved by its waits, so only its end tells.
             at = span.start if isinstance(span.item, Action) else span.end
             assert at > made[message].start
     assert replay(timeline) >= simulated.makespan * 0.999
@@ -91,7 +91,7 @@ def test_a_replay_leaves_out_what_messages_took(name: str) -> None:
 def test_the_input_gradient_leaves_before_weight_gradients_that_hide_nothing(
     runs: list[tuple[dict[str, Measured], Measured]],
 ) -> None:
-    """On stages without collectives a rank begins its backward while the next one still computes
+    """On stages without collectives a rank starts its backward while the next one still computes
     the weight gradients of the same micro-batch; the step is that of a table that says so."""
     run, schedule = runs[0][1], _schedule("1f1b")
     made = _made(run.timeline)

@@ -179,7 +179,7 @@ def test_interleaved_refuses() -> None:
         "interleaved needs micro-batches to be a multiple of ranks = 4, got 10: "
         "set micro-batches to 12"
     )
-    with pytest.raises(ScheduleError, match="at least 1 stage a rank, got 0"):
+    with pytest.raises(ScheduleError, match="at least 1 stage per rank, got 0"):
         interleaved(2, 2, 0)
 
 

@@ -5,7 +5,7 @@ of counts; the route's `dispatch` and `combine` are the two all-to-alls, on the 
 all state of its micro-batch. Dropless, and a token goes at most once to each rank: its routing
 weights travel with it and are applied there, so that `combine` is a plain sum.
 
-Shapes: T tokens here, K experts a token, D model width, S rows sent, N rows received.
+Shapes: T tokens here, K experts per token, D model width, S rows sent, N rows received.
 """
 
 from __future__ import annotations

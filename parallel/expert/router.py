@@ -17,7 +17,7 @@ class RouterOptions:
     """How tokens choose experts.
 
     score: "sigmoid" (V3; a group scores the sum of its two best) or "softmax" (V2; its best).
-    top_k: experts a token. groups, top_groups: experts lie in `groups` equal groups, and a token
+    top_k: experts per token. groups, top_groups: experts lie in `groups` equal groups, and a token
     chooses among those of its `top_groups` best groups. normalise: divide the chosen weights by
     their sum. scale: factor on the weights.
     """

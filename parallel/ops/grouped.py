@@ -2,7 +2,7 @@
 
 Which kernel runs was decided by measurement (docs/experts.md): torch's grouped_mm for products
 with the weights wherever it takes the operands; for weight gradients grouped_mm on CUDA, while on
-the CPU one addmm_ an expert straight into the gradient is faster, since grouped_mm cannot
+the CPU one addmm_ per expert straight into the gradient is faster, since grouped_mm cannot
 accumulate. A loop over experts serves what grouped_mm refuses (float64, unaligned widths).
 """
 

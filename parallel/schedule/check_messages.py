@@ -97,4 +97,4 @@ def _check_rendezvous(lowered: Lowered) -> None:
     here = at(rank, positions[rank], lowered.programs[rank][positions[rank]].item)
     if kind == "posted":
         raise ScheduleError(f"{here} is blocked sending the {message}, whose receive is not posted")
-    raise ScheduleError(f"{here} waits for ever for the {message}")
+    raise ScheduleError(f"{here} waits forever for the {message}")

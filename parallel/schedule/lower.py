@@ -6,7 +6,7 @@ below allows it to wait).
 
 A channel is a pair (source, destination), first in first out over all its messages. So receives
 are posted in the order in which the source sends: `ahead` items before use, earlier where a
-message behind them on the channel is used first, and in any case no later than the following.
+later message on the channel is used first, and in any case no later than the next paragraph says.
 
 No deadlock. Number all items so that each comes after those it needs and those before it on its
 rank; such an order exists if the programs can be followed at all. Every receive is posted before
@@ -203,7 +203,7 @@ def _ends(
     """When each item would end, by rank, if F, I and W took one unit and a transfer no time.
 
     This time, and then the rank, puts items in an order that can be followed. A rank that would
-    wait for ever has no more ends than items before.
+    wait forever has no more ends than items before.
     """
     walk: Walk[Message] = Walk()
     ends: list[list[int]] = [[] for _ in schedule.programs]
@@ -241,7 +241,7 @@ def _posting_positions(
         # on the lower rank comes first.
         search = bisect_left if message.source < message.destination else bisect_right
         positions.append(max(0, min(uses.pop(message) - ahead, search(ends, end))))
-    # First in, first out: nothing may be posted after what is sent behind it.
+    # First in, first out: nothing may be posted after what is sent later.
     for i in range(len(positions) - 2, -1, -1):
         positions[i] = min(positions[i], positions[i + 1])
     return positions

@@ -74,7 +74,7 @@ class Schedule:
     """The table of one training step.
 
     ranks: pipeline ranks. micro_batches: in all flows together. placement: (flow, stage) -> rank.
-    programs: one a rank. training: False for a table of forwards only, as evaluation runs it.
+    programs: one per rank. training: False for a table of forwards only, as evaluation runs it.
     """
 
     name: str

@@ -128,7 +128,7 @@ def _width(timeline: Timeline) -> float:
 def _axes(
     figure: Figure, bottom: float, width: float, height: float, ranks: int, makespan: float
 ) -> Axes:
-    """Axes at a place in inches, with a row a rank."""
+    """Axes at a place in inches, with a row per rank."""
     across, up = figure.get_size_inches()
     axes = figure.add_axes((LEFT_INCHES / across, bottom / up, width / across, height / up))
     axes.set_xlim(0, makespan)

@@ -1,6 +1,6 @@
-"""What a picture of a timeline is made of: a row of cells a rank, and a row of memory a rank.
+"""What a picture of a timeline is made of: a row of cells and one of memory for each rank.
 
-Everything is drawn in units of time to the right and of rows downwards, one row a rank. Cells of a
+Everything is drawn in units of time to the right and of rows downwards. Cells of a
 kind are one path, so that a picture of many cells is a small file.
 """
 
@@ -168,7 +168,7 @@ def chunk_numbers(schedule: Schedule) -> dict[Point, int]:
 
 
 def draw_transfers(axes: Axes, timeline: Timeline, look: Look) -> None:
-    """A line for each message, behind the cells: from its sender, when its transfer begins (or,
+    """A line for each message, behind the cells: from its sender, when its transfer starts (or,
     where this is not known, when it is sent), to its receiver, when it has arrived."""
     by_kind: dict[str, list[list[Point]]] = defaultdict(list)
     for journey in journeys(timeline):

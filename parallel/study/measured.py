@@ -21,7 +21,7 @@ TimedItems: TypeAlias = list[tuple[Item, float, float]]
 class ItemClock:
     """Notes the items that an executor runs: `Executor(on_item=clock.note)`.
 
-    items: (item, begin, end) in the order run, in seconds of time.monotonic.
+    items: (item, start, end) in the order run, in seconds of time.monotonic.
     """
 
     items: TimedItems = field(default_factory=list)
@@ -37,7 +37,7 @@ class ItemClock:
 def timeline_of(
     schedule: Schedule, by_rank: Sequence[TimedItems], costs: CostModel | None = None
 ) -> Timeline:
-    """The timeline of items with their begin and end in seconds, by pipeline rank.
+    """The timeline of items with their start and end in seconds, by pipeline rank.
 
     costs: of the memory.
     """

@@ -1,7 +1,7 @@
 """The simulation: discrete events over the lowered table, under a cost model.
 
-A rank runs its items in order. An item begins when the rank is free and its input messages have
-arrived; a pair begins when both of its inputs have. A transfer costs the sender nothing: it begins
+A rank runs its items in order. An item starts when the rank is free and its input messages have
+arrived; a pair starts when both of its inputs have. A transfer costs the sender nothing: it starts
 when the message is sent, its receive is posted and its channel is free, whichever is last.
 """
 
@@ -49,7 +49,7 @@ def simulate(lowered: Lowered | Schedule, costs: CostModel) -> Timeline:
 class _Run:
     """The events of one simulated run: each rank advances until it waits for a message.
 
-    transfers: by message, in the order in which they begin on their channel.
+    transfers: by message, in the order in which they start on their channel.
     """
 
     def __init__(self, lowered: Lowered, costs: CostModel, made_out: Costs) -> None:
@@ -69,7 +69,7 @@ class _Run:
         for rank, message in stuck.items():
             position = len(self._spans[rank])
             item = self._lowered.programs[rank][position].item
-            raise ScheduleError(f"{at(rank, position, item)} waits for ever for the {message}")
+            raise ScheduleError(f"{at(rank, position, item)} waits forever for the {message}")
         return self._spans
 
     def _run(self, rank: int) -> Iterator[Message]:

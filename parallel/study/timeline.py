@@ -136,7 +136,7 @@ class Timeline:
 
     @cached_property
     def critical_path(self) -> tuple[Span | Transfer, ...]:
-        """What the makespan, or the start of the optimizer, is made of: each begins when the one
+        """What the makespan, or the start of the optimizer, is made of: each starts when the one
         before ends. Transfers that take no time are left out."""
         ranks = [rank for rank, spans in enumerate(self.by_rank) if spans]
         if not ranks:

@@ -2,7 +2,7 @@
 
     {"name": "dualpipe",
      "schedule": {"rank0": [["F", flow, stage, micro_batch], ...], ...},
-     "spans": [[rank, position, begin, end], ...]}
+     "spans": [[rank, position, start, end], ...]}
 
 schedule: the table, as in a schedule file. spans: one for each item of the table, in any order;
 position: of the item in its rank's program. Times count from the start of the step, in seconds
@@ -69,7 +69,7 @@ def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ..
     for number, row in enumerate(rows):
         if not (isinstance(row, list) and len(row) == 4 and all(map(_is_number, row))):
             raise ScheduleError(
-                f"{where}, span {number}: must be [rank, position, begin, end], not {shown(row)}"
+                f"{where}, span {number}: must be [rank, position, start, end], not {shown(row)}"
             )
         rank, position, start, end = row
         place = type(rank) is type(position) is int and rank in range(schedule.ranks)
@@ -88,8 +88,8 @@ def _spans(rows: list[object], schedule: Schedule, where: str) -> tuple[Span, ..
         earliest = before[1] if before[0] == rank else 0.0
         if not earliest <= span.start <= span.end:
             raise ScheduleError(
-                f"{here} runs from {span.start} to {span.end}; it cannot begin before {earliest}, "
-                "nor end before it begins"
+                f"{here} runs from {span.start} to {span.end}; it cannot start before {earliest}, "
+                "nor end before it starts"
             )
         before = rank, span.end
         spans.append(span)

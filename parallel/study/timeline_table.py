@@ -73,7 +73,7 @@ def critical_path_line(timeline: Timeline) -> str:
             what = "pairs" if isinstance(step.item, Overlap) else step.item.kind
         times[what] += step.end - step.start
     end = path[-1].end if path else 0.0
-    # What is measured does not begin at once when it could.
+    # What is measured does not start at once when it could.
     times["waiting"] = end - sum(times.values())
     times["optimizer"] = timeline.makespan - end
     least = 1e-6 * timeline.makespan

@@ -3,7 +3,7 @@
 Definitions, all in seconds of one rank; which one a figure uses decides what it means:
 
 - in flight: from this rank's start of a collective until it has completed here. Contains the wait
-  for peers that start later, and the time in a queue behind other collectives.
+  for peers that start later, and the time in a queue after other collectives.
 - transfer: the part of it after the last rank of the group has started: what the link and the
   backend took. Needs one clock, so it is known only where all ranks are on one machine.
 - waited: while this rank stood still for the result. This is what a step loses.
@@ -32,7 +32,7 @@ WORK = frozenset({"compute", "weights", "recompute"})
 
 @dataclass(frozen=True)
 class Window:
-    """One measured step on one rank: from `begin` to `end` on the host clock, in seconds."""
+    """One measured step on one rank: from `start` to `end` on the host clock, in seconds."""
 
     mode: Mode
     start: float

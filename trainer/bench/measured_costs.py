@@ -40,7 +40,7 @@ class MeasuredCosts:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One rank's steps, each its items with begin and end in seconds from the step's begin.
+    """One rank's steps, each its items with start and end in seconds from the step's start.
 
     apart: every pair taken apart and every B split. together: as scheduled.
     """

@@ -24,7 +24,7 @@ CUDA_NOTE = (
 def as_json(
     config: Config, measured: dict[Mode, Measured], link_rate: str | None
 ) -> dict[str, Any]:
-    """One object; times in seconds a step, shares from 0 to 1, null where there is nothing."""
+    """One object; times in seconds per step, shares from 0 to 1, null where there is nothing."""
     comparison = compare(measured)
     return {
         "schedule": config.pipeline.schedule,
@@ -129,7 +129,7 @@ def _steps_table(measured: dict[Mode, Measured]) -> Table:
 
 
 def _exchange_table(mode: Mode, times: StepTimes) -> Table:
-    table = Table(title=f"all-to-alls, overlap {mode}, seconds a step and rank")
+    table = Table(title=f"all-to-alls, overlap {mode}, seconds per step and rank")
     table.add_column("where")
     table.add_column("kind")
     columns = ("number", "in flight", "transfer", "waited", "waited for transfer")

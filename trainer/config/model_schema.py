@@ -57,7 +57,7 @@ class MoEConfig:
     shared_experts: Annotated[int, Range(0, 1000)] = 1
     """Experts that see every token."""
     top_k: Annotated[int, Range(1, 65536)] = 2
-    """Routed experts a token."""
+    """Routed experts per token."""
     groups: Annotated[int, Range(1, 65536)] = 1
     """Groups of routed experts; must divide experts."""
     top_groups: Annotated[int, Range(1, 65536)] = 1

@@ -68,7 +68,7 @@ class PipelineConfig:
     schedule_file: Annotated[str | None, LINE] = None
     """A schedule table as `launch/simulate.py --table` writes it; takes the place of schedule."""
     micro_batches: Annotated[int, Range(1, 65536)] = 4
-    """Micro-batches a step on each data-parallel rank, in all flows together."""
+    """Micro-batches per step on each data-parallel rank, in all flows together."""
     overlap: bool = True
     """Run overlapped pairs interleaved, so that collectives hide behind computation."""
     layers_per_stage: Annotated[list[int] | None, Range(1, 10_000)] = None

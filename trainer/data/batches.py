@@ -108,7 +108,7 @@ class Batches:
         return order
 
     def _gather(self, order: EpochOrder, start: int, end: int) -> Tokens:
-        """stream[begin:end] of the epoch, from the pieces of the documents that it crosses."""
+        """stream[start:end] of the epoch, from the pieces of the documents that it crosses."""
         corpus = self.split.corpus
         gathered = np.empty(end - start, dtype=corpus.tokens.dtype)
         turn = int(np.searchsorted(order.starts, start, side="right")) - 1

@@ -1,4 +1,4 @@
-"""Permutations that are the same on every machine, for ever."""
+"""Permutations that are the same on every machine, forever."""
 
 import enum
 

@@ -2,7 +2,7 @@
 2.1.2 and 2.1.3, DeepSeek-V3 (arXiv 2412.19437) section 2.1.1.
 
 A head's key is W_UK c, so its product with a query q is (q W_UK) c: the query goes to the latent,
-and no key is ever made. The same for values: softmax over latents first, W_UV behind it.
+and no key is ever made. The same for values: softmax over latents first, then W_UV.
 
 Shapes: T new tokens, L tokens with them, H heads, N and R the parts of a head without and with
 rotary position, V the value of a head, C the key-value latent, E = C + R.

@@ -52,7 +52,7 @@ class CachedModel:
         return len(self.caches) - 1
 
     def hidden(self, tokens: Sequence[int]) -> Tensor:
-        """Read T more tokens: their hidden states [T, D] behind the final norm."""
+        """Read T more tokens: their hidden states [T, D] after the final norm."""
         return self.whole.hidden(self._tensor(tokens))
 
     def read(self, tokens: Sequence[int]) -> Iterator[Tensor]:
@@ -84,7 +84,7 @@ def start_text(
 ) -> CachedModel:
     """An empty text of up to `positions` tokens in `part`, made by `cached_part(model, ops)`.
 
-    It takes the place of the text before, which must not be gone on with. vocabulary: all tokens
+    It takes the place of the text before, which cannot be continued. vocabulary: all tokens
     of the model, or only the first ones. Memory: (layers + MTP modules) x positions x (C + R)
     numbers, touched as tokens come.
     """

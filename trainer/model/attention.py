@@ -17,7 +17,7 @@ from trainer.model.rope import rotate, rotations, softmax_scale
 
 
 class MLA(nn.Module):
-    """Attention whose keys and values come from one narrow latent a token.
+    """Attention whose keys and values come from one narrow latent per token.
 
     Three segments: down to the latents, norms and up again (recomputed if asked), and attention.
     """

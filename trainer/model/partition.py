@@ -10,12 +10,12 @@ from trainer.config.schema import ModelConfig
 
 
 def layer_name(index: int) -> str:
-    """The name of a layer, or of an MTP module, in the model: what its parameters begin with."""
+    """The name of a layer or an MTP module in the model; those of its parameters start with it."""
     return f"layers.{index}"
 
 
 def released_layer(index: int) -> str:
-    """What the names of a layer's tensors begin with in the released checkpoints."""
+    """What the names of a layer's tensors start with in the released checkpoints."""
     return f"model.{layer_name(index)}."
 
 

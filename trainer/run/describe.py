@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.build.layout import Layout
-from trainer.build.text import Text
+from trainer.build.training_text import Text
 from trainer.model.size import parameter_counts
 
 

@@ -29,7 +29,7 @@ class RunFolder:
     folder up in the end, and removes one that it made if no step was finished in it.
 
     path: the folder. lost: where it was, if that was removed or replaced during the run. Claiming
-    changes nothing that is in a folder: an earlier run is replaced by `begin` only, when everything
+    changes nothing that is in a folder: `take_over` replaces an earlier run, when everything
     else that can go wrong at the start has not.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
 from trainer.build.layout import Layout
-from trainer.build.text import Text
+from trainer.build.training_text import Text
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
 from trainer.errors import Stopped, TandemError

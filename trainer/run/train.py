@@ -15,7 +15,7 @@ from parallel.ranks.process import Process, join, leave
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
 from trainer.build.layout import build
-from trainer.build.text import Text, load_text
+from trainer.build.training_text import Text, load_text
 from trainer.checkpoint.export import checkpoint_bytes
 from trainer.checkpoint.hf.companions import read_companions
 from trainer.checkpoint.hf.output_folder import require_room

@@ -1,4 +1,4 @@
-"""Interleaved 1F1B (arXiv 2104.04473, section 2.2): several stages a rank, for a shorter fill.
+"""Interleaved 1F1B (arXiv 2104.04473, section 2.2): several stages per rank, for a shorter fill.
 
 Stage s is on rank s mod P. A rank takes its stages in turn, P micro-batches at a time, which is
 how long the first of them needs to come round to it again.
@@ -11,14 +11,14 @@ from parallel.schedule.table import Action, Program, Schedule, ScheduleError
 
 
 def interleaved(ranks: int, micro_batches: int, stages_per_rank: int = 2) -> Schedule:
-    """Interleaved 1F1B with v = `stages_per_rank` stages a rank, in the order of Megatron-LM.
+    """Interleaved 1F1B with v = `stages_per_rank` stages per rank, in the order of Megatron-LM.
 
     Rank 0 holds (2 (ranks - 1) + 1) / v + ranks (v - 1) / v activations at most, in full stages.
     Raises ScheduleError unless micro_batches is a multiple of ranks.
     """
     require_counts("interleaved", ranks, micro_batches)
     if stages_per_rank < 1:
-        raise ScheduleError(f"interleaved needs at least 1 stage a rank, got {stages_per_rank}")
+        raise ScheduleError(f"interleaved needs at least 1 stage per rank, got {stages_per_rank}")
     if micro_batches % ranks:
         above = micro_batches + ranks - micro_batches % ranks
         raise SettingError(

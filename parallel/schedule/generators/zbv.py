@@ -1,7 +1,7 @@
 """ZBV (arXiv 2405.15362, ZB-V): the zero-bubble split on a V, in the memory of 1F1B.
 
 A rank holds stages r and 2P - 1 - r, its phases 0 and 1: the last stage is on the first rank, so
-backwards begin early, and all ranks hold equally many activations.
+backwards start early, and all ranks hold equally many activations.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def zb_h2(ranks: int, micro_batches: int) -> Schedule:
 
 
 def _schedule(name: str, ranks: int, micro_batches: int, depth: int) -> Schedule:
-    """depth: forwards to begin with, for each stage between a rank's own and the last one."""
+    """depth: forwards to start with, for each stage between a rank's own and the last one."""
     require_counts(name, ranks, micro_batches)
     placement = one_stage_each(ranks)
     programs = tuple(

@@ -5,7 +5,7 @@ sum over the ranks is the bound.
 
 Begin. The first item of r is an F that has come down from stage 0, so r idles before it.
 
-Window. No B or I begins on r before a micro-batch has passed all stages forward and its gradient
+Window. No B or I starts on r before a micro-batch has passed all stages forward and its gradient
 has come back to b. Until then r can only run Fs, without a pair, or idle. If u is the number of
 Fs that r runs unpaired in the whole step, what these do not fill of the window is idle.
 
@@ -50,7 +50,7 @@ def lower_bound(costs: CostModel, ranks: int, micro_batches: int, cap: int) -> f
 
 
 def rank_starts(costs: CostModel, ranks: int) -> list[float]:
-    """The soonest that each rank can begin."""
+    """The soonest that each rank can start."""
     bound = _Bound(costs, ranks)
     return [bound.way_down(0, rank) for rank in range(ranks)]
 
@@ -84,12 +84,12 @@ class _Bound:
             self._up.append(min(input_grad, pair))
 
     def way_down(self, first: int, end: int) -> float:
-        """Forward through the stages from `first` on, until `end` can begin."""
+        """Forward through the stages from `first` on, until `end` can start."""
         hops = end - first - (first < self._ranks <= end)  # the V turns on one rank
         return sum(self._down[first:end]) + hops * self._hop
 
     def way_up(self, first: int, end: int) -> float:
-        """Backward through the stages from `first` on, until `end` can begin."""
+        """Backward through the stages from `first` on, until `end` can start."""
         hops = first - end - (end < self._ranks <= first)
         return sum(self._up[end + 1 : first + 1]) + hops * self._hop
 

@@ -62,7 +62,7 @@ class Run:
         return run if run.follow(limit) else None
 
     def follow(self, limit: float = inf) -> bool:
-        """Run what has not ended yet; False where ranks wait for ever.
+        """Run what has not ended yet; False where ranks wait forever.
 
         May be False, too, where a rank's work ends after `limit`.
         """
@@ -117,7 +117,7 @@ class Run:
         return not waiting
 
     def _channels(self) -> Callable[[int, float, int, float], float]:
-        """What says how long a message sent now is under way, behind those sent before."""
+        """What says how long a message sent now is under way, after those sent before."""
         orders = self.orders
         free = [[0.0, 0.0] for _ in range(orders.ranks)]  # of the channels up and down, by rank
 

@@ -1,4 +1,4 @@
-"""What the search begins with: handcrafted tables on a V, or one that is given."""
+"""What the search starts with: handcrafted tables on a V, or one that is given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parallel.study.search.words import FORWARD, INPUT, PAIR, Word, words_of
 
 
 def fitting(table: Schedule, orders: Orders) -> Schedule:
-    """`table`, if it is one that the search can begin with."""
+    """`table`, if it is one that the search can start with."""
     ranks, micro_batches, cap = orders.ranks, orders.micro_batches, orders.cap
     if (table.ranks, table.micro_batches) != (ranks, micro_batches):
         raise ScheduleError(
@@ -67,7 +67,7 @@ def run_of(orders: Orders, words: list[Word]) -> Run:
     lines = [orders.line(rank, word) for rank, word in enumerate(words)]
     run = Run(orders, [line for line in lines if line])
     if None in lines or not run.follow():
-        raise ScheduleError("the words to begin with cannot be followed")
+        raise ScheduleError("the words to start with cannot be followed")
     return run
 
 

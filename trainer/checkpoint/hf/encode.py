@@ -33,7 +33,7 @@ def stored_bytes(name: str, shape: tuple[int, ...], storage: StorageType) -> int
 
 
 def encode(name: str, tensor: Tensor, storage: StorageType) -> dict[str, Tensor]:
-    """The tensor in memory of its own, by name; with its scales behind it where it is fp8.
+    """The tensor in memory of its own, by name; followed by its scales where it is fp8.
 
     Raises CheckpointError for a value that is not finite, or is not in this type: a checkpoint that
     looks whole is one that can be used.

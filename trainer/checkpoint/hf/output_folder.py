@@ -48,7 +48,7 @@ class OutputFolder:
     def __init__(self, folder: Path) -> None:
         """Lock `scratch(folder)` and make `partial`.
 
-        Nobody else can begin until this one has been committed or discarded, or the process ends:
+        Nobody else can start until this one has been committed or discarded, or the process ends:
         `discard` whatever goes wrong. What a killed process left is cleared away, the folder that
         it was replacing put back. Raises CheckpointError, also where another is writing `folder`.
         """
@@ -86,7 +86,7 @@ class OutputFolder:
 
         Whatever ends this early leaves one whole folder, the old or the new. If that is between the
         two renames, the old one is in `scratch(folder)`: `discard` puts it back, the next
-        OutputFolder does after a kill. An error behind them says that the new one has its place.
+        OutputFolder does after a kill. An error after them says that the new one has its place.
         """
         folder = self._folder
         with saying(folder):
@@ -99,7 +99,7 @@ class OutputFolder:
             self._settle()
         except OSError as error:
             raise CheckpointError(
-                f"{folder}: is written and whole, but clearing up behind it failed: {error}: "
+                f"{folder}: is written and whole, but clearing up after it failed: {error}: "
                 f"remove {self._scratch}"
             ) from error
         self.discard()
