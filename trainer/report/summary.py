@@ -13,10 +13,9 @@ from trainer.report.numbers import clock, fixed
 from trainer.report.run_log import RunLog, short_names
 
 _WIDTH = 80
-_COLUMNS: tuple[
-    tuple[str, str, Callable[[Any], str]], ...
-] = (  # heading, key of `summary`, how a value is written
-    ("steps", "steps", str),
+# Heading, key of `summary`, how a value is written.
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("steps", "steps", partial(fixed, digits=0, width=9)),
     ("loss", "loss", partial(fixed, digits=4, width=6)),
     ("valid", "validation_loss", partial(fixed, digits=4, width=6)),
     ("best", "best_validation_loss", partial(fixed, digits=4, width=6)),
@@ -65,8 +64,8 @@ def table(names: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> Itera
     """At most 80 wide. A name that is too long for its column has a line of its own."""
     rows = [[heading for heading, _, _ in _COLUMNS]]
     for values in summaries:
-        cells = ((values[key], text) for _, key, text in _COLUMNS)
-        rows.append(["-" if value is None else text(value) for value, text in cells])
+        cells = ("-" if values[key] is None else text(values[key]) for _, key, text in _COLUMNS)
+        rows.append(list(cells))
     widths = [max(map(len, column)) for column in zip(*rows)]
     room = _WIDTH - sum(width + 2 for width in widths)
     first = max([len("run"), *(len(name) for name in names if len(name) <= room)])
@@ -74,8 +73,7 @@ def table(names: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> Itera
         if len(name) > first:
             yield name
             name = ""
-        cells = (f"  {cell:>{width}}" for cell, width in zip(row, widths))
-        yield f"{name:{first}}{''.join(cells)}"
+        yield name.ljust(first) + "".join(f"  {cell:>{w}}" for cell, w in zip(row, widths))
 
 
 def _rate(run: RunLog) -> float | None:
