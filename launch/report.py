@@ -8,11 +8,16 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from parallel.files.shown import printable
 from trainer.errors import ConfigError, RunError
 from trainer.io.command_parser import CommandParser
+from trainer.report.picture import PICTURE, save_picture
+from trainer.report.run_log import RunLog, read_run
+from trainer.report.summary import show, summary
 from trainer.run.exit import guarded
 
 EXAMPLES = """\
@@ -23,11 +28,12 @@ examples:
 
 The picture has the loss (points: validation), learning rate, gradient norm, balance, load and
 tokens/s of all runs; of one run it is RUN/run.png where --png names no other file, of several
-runs.png in the first one's folder. --json prints {runs, png, problems}; each run with run, steps,
-loss, validation_loss, validation_bits_per_byte, gradient_norm, load_max, best_validation_loss,
-tokens_per_second, seconds, skipped_lines, values_not_finite. The exit code is 0; 1 where a run
-cannot be read (the others are drawn) or the picture not be written; 2 for wrong arguments.
-docs/metrics.md has more.
+runs.png in the first one's folder. The table has the last values; valid: validation loss, best:
+the least of them, bits/B: bits per byte. --json prints {runs, png, problems}; png is null where
+there is no picture; each run has run, steps, loss, validation_loss, validation_bits_per_byte,
+gradient_norm, load_max, best_validation_loss, tokens_per_second, seconds, skipped_lines,
+values_not_finite. The exit code is 0; 1 where a run cannot be read (the others are drawn) or the
+picture cannot be written; 2 for wrong arguments. docs/metrics.md has more.
 """
 
 
@@ -53,32 +59,45 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.report.picture import PICTURE, save_picture
-    from trainer.report.run_log import read_run
-    from trainer.report.summary import show, summary
-
-    runs, problems = [], []
+    runs: list[RunLog] = []
+    problems: list[str] = []
     for path in options.runs:
-        try:
+        with _noted(problems):
             runs.append(read_run(path))
-        except RunError as error:
-            problems.append(str(error))
-            print(f"report: {error}", file=sys.stderr)
-    if not runs:
-        return RunError.exit_code
-    if (png := options.png) is None:
-        first = Path(runs[0].name)
-        folder = first if first.is_dir() else first.parent
-        png = folder / (PICTURE if len(runs) == 1 else "runs.png")
-    if not options.json:
-        show(runs)  # before the picture, which may not find room
-    save_picture(runs, png)
+    if runs and not options.json:
+        show(runs)
+    png = None
+    if runs:
+        with _noted(problems):
+            wanted = options.png or _usual_png(runs)
+            save_picture(runs, wanted)
+            png = wanted
     if options.json:
-        said = {"runs": [summary(run) for run in runs], "png": str(png), "problems": problems}
+        said = {
+            "runs": [summary(run) for run in runs],
+            "png": None if png is None else str(png),
+            "problems": problems,
+        }
         print(json.dumps(said))
-    else:
+    elif png is not None:
         print(f"picture in {printable(png)}")
     return RunError.exit_code if problems else 0
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Say what cannot be done, note it, and go on."""
+    try:
+        yield
+    except RunError as error:
+        problems.append(str(error))
+        print(f"report: {error}", file=sys.stderr)
+
+
+def _usual_png(runs: Sequence[RunLog]) -> Path:
+    first = Path(runs[0].name)
+    folder = first if first.is_dir() else first.parent
+    return folder / (PICTURE if len(runs) == 1 else "runs.png")
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ LINE = Text(
     r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,4000}",
     "one line of plain text",
 )
-
-PASSAGE = Text(r"[^\x00\ud800-\udfff]{0,4000}", "text of at most 4,000 characters")
+TEXT = Text(r"[^\ud800-\udfff]{0,100000}", "text in UTF-8 of at most 100,000 characters")
 
 
 def _digits(end: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from trainer.config.limits import FOLDER_NAME, LINE, PASSAGE, Range
+from trainer.config.limits import FOLDER_NAME, LINE, TEXT, Range
 
 # Each section of a config can be imported from here.
 from trainer.config.model_schema import AttentionConfig as AttentionConfig
@@ -150,7 +150,7 @@ class MetricsConfig:
     """Draw the run at its end: RUN/run.png."""
     sample_every: Annotated[int, Range(0, 10**9)] = 0
     """Steps between texts that the model writes, greedily, while it trains; 0 writes none."""
-    sample_prompt: Annotated[str, PASSAGE] = ""
+    sample_prompt: Annotated[str, TEXT] = ""
     """Text that samples go on from; empty is the start of a document."""
     sample_tokens: Annotated[int, Range(1, 10**7)] = 80
     """New tokens of a sample."""

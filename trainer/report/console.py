@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import chop_cells
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from parallel.files.shown import printable
@@ -96,9 +97,8 @@ class RunConsole:
     def _say_sample(self, done: int, text: str) -> None:
         self.say(f"sample after step {done}:")
         for line in text.split("\n"):
-            whole = printable(line)
-            for at in range(0, max(1, len(whole)), WIDTH - 4):
-                self.say(f"  | {whole[at : at + WIDTH - 4]}")
+            for part in chop_cells(printable(line), WIDTH - 4) or [""]:
+                self.say(f"  | {part}")
 
     def _fall_silent(self, error: BaseException) -> None:
         self._console.quiet = True

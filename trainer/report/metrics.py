@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -58,27 +58,44 @@ class Metrics:
 
 @dataclass
 class Window:
-    """Values of the steps since it was last emptied, one for each name."""
+    """Values of the steps since it was last emptied, one for each name, however many steps."""
 
-    _seen: dict[str, list[Recorded]] = field(default_factory=dict)
+    _kept: dict[str, _Kept] = field(default_factory=dict)
 
     def add(self, values: Values) -> None:
         for name, recorded in values.items():
-            self._seen.setdefault(name, []).append(recorded)
+            if name in self._kept:
+                self._kept[name].add(recorded.value)
+            else:
+                self._kept[name] = _Kept(recorded.value, recorded.reduction)
 
     def reduced(self) -> dict[str, Value]:
         """One value for each name, over the steps that recorded it."""
-        return {name: _reduce(seen) for name, seen in self._seen.items()}
+        return {name: kept.reduced() for name, kept in self._kept.items()}
 
     def empty(self) -> None:
-        self._seen = {}
+        self._kept = {}
 
 
-def _reduce(seen: list[Recorded]) -> Value:
-    reduction = seen[-1].reduction
-    if reduction == "last":
-        return seen[-1].value
-    stacked = np.array([recorded.value for recorded in seen], dtype=np.float64)
-    over: dict[Reduction, Callable[..., Any]] = {"mean": np.mean, "sum": np.sum, "max": np.max}
-    reduced: Value = over[reduction](stacked, axis=0).tolist()
-    return reduced
+@dataclass
+class _Kept:
+    """What is kept of several values: their sum, their maximum or the last one."""
+
+    value: Any
+    reduction: Reduction
+    count: int = 1
+
+    def add(self, value: Value) -> None:
+        self.count += 1
+        if self.reduction == "last":
+            self.value = value
+        else:
+            combine = np.maximum if self.reduction == "max" else np.add
+            self.value = combine(self.value, value, dtype=np.float64)
+
+    def reduced(self) -> Value:
+        if self.reduction == "last":
+            return self.value
+        array = np.asarray(self.value, dtype=np.float64)
+        reduced: Value = (array / self.count if self.reduction == "mean" else array).tolist()
+        return reduced

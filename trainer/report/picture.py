@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from parallel.files.shown import printable
 from trainer.errors import RunError
-from trainer.report.run_log import RunLog, Series, read_run
+from trainer.io.no_links import create
+from trainer.report.run_log import RunLog, Series, read_run, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 PICTURE = "run.png"
 _BINS = 250  # points of a line: more steps than that are drawn as means, with their range
-_MOST_NAMES = 12  # in the legend
+_MOST_NAMES, _NAME_LENGTH = 12, 60  # in the legend
 _PANELS = (  # key, title, place in a grid of 3 x 3
     ("learning_rate", "learning rate", (0, 2)),
     ("gradient_norm", "gradient norm, before clipping", (1, 2)),
@@ -56,11 +57,11 @@ def save_picture(runs: Sequence[RunLog], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about characters of names that the font lacks
         draw(runs).savefig(content, format="png", dpi=110)
-    part = path.with_name(f".{path.name}.{os.getpid()}")  # whoever looks at the file sees it whole
+    part = path.with_name(f".{os.getpid()}{path.suffix}")
     try:
         try:
-            part.write_bytes(content.getvalue())
-            part.replace(path)
+            create(part, content.getvalue())
+            part.replace(path)  # whoever looks at the file sees it whole
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
@@ -124,9 +125,9 @@ def _legend(axes: Axes, runs: Sequence[RunLog]) -> None:
     lines = [Line2D([], [], color=colour) for colour in _colours(len(runs))][:_MOST_NAMES]
     # Texts are set afterwards: matplotlib reads a name as a formula, or hides one with a `_`.
     legend = axes.legend(lines, ["run"] * len(lines), loc="upper right", fontsize=9, frameon=False)
-    for text, run in zip(legend.get_texts(), runs):
+    for text, name in zip(legend.get_texts(), map(printable, short_names(runs))):
         text.set_parse_math(False)
-        text.set_text(printable(run.name))
+        text.set_text(name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}")
     if len(runs) > _MOST_NAMES:
         legend.set_title(f"the first {_MOST_NAMES} of {len(runs)} runs")
 

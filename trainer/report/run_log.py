@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from trainer.errors import RunError
 from trainer.report.json_lines import FILE
 
 _MOST_STEPS = 2**53  # exact as a float
+_LARGEST = 1e100  # far beyond any value of a run; sums of such are still finite
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Series:
 @dataclass(frozen=True)
 class RunLog:
     """What could be read of a run. name: as it was asked for. steps: the last one, counted from 1.
-    skipped: lines that are no step. not_finite: values that are NaN or infinite."""
+    skipped: lines that are no step. not_finite: values that are NaN, infinite or beyond 1e100."""
 
     name: str
     steps: int
@@ -75,22 +78,40 @@ def read_run(path: Path) -> RunLog:
         what = f"none of its {skipped} lines is one" if skipped else "the file is empty"
         raise RunError(f"{printable(path)}: no step of a run is in it yet: {what}")
     steps = sorted(rows)
-    series = {
-        name: Series(np.array(at), np.array([rows[step][name] for step in at]))
-        for name in dict.fromkeys(name for step in steps for name in rows[step])
-        if (at := [step for step in steps if name in rows[step]])
-    }
+    columns: dict[str, tuple[list[int], list[float]]] = {}
+    for step in steps:
+        for name, value in rows[step].items():
+            at, values = columns.setdefault(name, ([], []))
+            at.append(step)
+            values.append(value)
+    series = {name: Series(*map(np.array, column)) for name, column in columns.items()}
     not_finite = sum(int((~np.isfinite(one.values)).sum()) for one in series.values())
     return RunLog(str(path), steps[-1], series, skipped, not_finite)
 
 
-def _lines(path: Path) -> list[str]:
+def short_names(runs: Sequence[RunLog]) -> list[str]:
+    """What tells runs apart in little room: each one's folder, with as many of the folders that it
+    lies in as it takes."""
+    paths = [Path(os.path.abspath(run.name)) for run in runs]
+    parts = [(path.parent if path.name == FILE else path).parts for path in paths]
+    names = []
+    for mine in parts:
+        others = [theirs for theirs in parts if theirs != mine]
+        kept = range(1, len(mine) + 1)
+        unique = (n for n in kept if all(theirs[-n:] != mine[-n:] for theirs in others))
+        names.append(str(Path(*mine[-next(unique, len(mine)) :])))
+    return names
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that are not empty, one at a time: a file may be larger than memory."""
     file = path
     try:
         file = path / FILE if path.is_dir() else path
         if file.exists() and not file.is_file():  # a pipe or a device might never end
             raise RunError(f"{printable(file)}: is not a file; give a run folder, runs/NAME")
-        return [line for line in file.read_bytes().decode(errors="replace").split("\n") if line]
+        with open(file, "rb") as content:
+            yield from (line.decode(errors="replace") for line in content if line.strip())
     except OSError as error:
         raise RunError(
             f"{printable(file)}: cannot be read: {error.strerror}; give a run folder, runs/NAME"
@@ -121,4 +142,4 @@ def _float(value: float | int) -> float:
         number = float(value)
     except OverflowError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
+    return number if abs(number) <= _LARGEST else math.nan

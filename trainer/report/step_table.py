@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trainer.report.metrics import Value
+from trainer.report.numbers import clock, fixed
 
 _ROWS_BETWEEN_HEADINGS = 20
 Means = Mapping[str, Value]
@@ -21,7 +22,7 @@ class _Column:
 
 @dataclass
 class StepTable:
-    """At most 80 wide up to a million steps."""
+    """At most 80 wide up to a million steps and two MTP modules, whatever the values."""
 
     steps: int
     mtp_depth: int
@@ -32,8 +33,8 @@ class StepTable:
         mtp = ", mtp: the same for tokens further ahead" if self.mtp_depth else ""
         return (
             f"columns: means since the row before. loss: nats per token{mtp}. norm: of the whole "
-            "gradient, before clipping. lr: learning rate. load max: tokens of the busiest expert "
-            "of any layer, over the layer's mean; 1 is even."
+            "gradient, before clipping. lr: learning rate, the last one. load max: tokens of the "
+            "busiest expert of any layer, over the layer's mean; 1 is even."
         )
 
     def rows(self, done: int, means: Means, left: float) -> Iterator[str]:
@@ -42,42 +43,35 @@ class StepTable:
         step = max(len("step"), len(str(self.steps)))
         if self._printed % _ROWS_BETWEEN_HEADINGS == 0:
             headings = "".join(f"  {column.heading:>{column.width}}" for column in self._columns())
-            yield f"{'step':>{step}}{headings}  {'left':>7}"
+            yield f"{'step':>{step}}{headings}  {'left':>8}"
         self._printed += 1
         cells = "".join(f"  {column.text(means):>{column.width}}" for column in self._columns())
-        yield f"{done:>{step}}{cells}  {clock(left):>7}"
+        yield f"{done:>{step}}{cells}  {clock(left):>8}"
 
     def status(self, means: Means, left: float) -> str:
         """What stands beside a progress bar."""
-        return f"loss {_loss('loss', means)}  {_rate(means)} tokens/s  {clock(left)} left"
+        return f"loss {_number('loss', 4, 6, means)}  {_rate(means)} tokens/s  {clock(left)} left"
 
     def _columns(self) -> Iterator[_Column]:
-        yield _Column("loss", 6, partial(_loss, "loss"))
+        yield _Column("loss", 6, partial(_number, "loss", 4, 6))
         for depth in range(1, self.mtp_depth + 1):
             heading = f"mtp {depth}" if self.mtp_depth > 1 else "mtp"
-            yield _Column(heading, 6, partial(_loss, f"mtp_{depth}_loss"))
-        yield _Column("norm", 6, lambda means: f"{means['gradient_norm']:.2f}")
+            yield _Column(heading, 6, partial(_number, f"mtp_{depth}_loss", 4, 6))
+        yield _Column("norm", 7, partial(_number, "gradient_norm", 2, 7))
         yield _Column("lr", 7, lambda means: f"{means['learning_rate']:.1e}")
-        yield _Column("load max", 8, lambda means: f"{means['load_max']:.2f}x")
+        yield _Column("load max", 8, lambda means: _number("load_max", 2, 7, means) + "x")
         yield _Column("tokens/s", 9, _rate)
 
 
-def _loss(name: str, means: Means) -> str:
-    number = _number(means[name])
-    return f"{number:.4f}" if abs(number) < 10 else f"{number:.3f}"
+def _number(name: str, digits: int, width: int, means: Means) -> str:
+    return fixed(_float(means[name]), digits, width)
 
 
 def _rate(means: Means) -> str:
     # Not a mean of rates: a short step would count as much as a long one.
-    return f"{_number(means['tokens']) / _number(means['seconds']):,.0f}"
+    return fixed(_float(means["tokens"]) / _float(means["seconds"]), 0, 9, grouped=True)
 
 
-def _number(value: Value) -> float:
+def _float(value: Value) -> float:
     assert isinstance(value, float | int)
     return float(value)
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
-
-from rich.table import Table
 
 from parallel.files.shown import printable
 from trainer.io.terminal import plain_console
-from trainer.report.run_log import RunLog
-from trainer.report.step_table import clock
+from trainer.report.numbers import clock, fixed
+from trainer.report.run_log import RunLog, short_names
 
-_COLUMNS = (  # heading, key of `summary`, format
-    ("steps", "steps", "d"),
-    ("loss", "loss", ".4f"),
-    ("validation", "validation_loss", ".4f"),
-    ("best", "best_validation_loss", ".4f"),
-    ("bits/byte", "validation_bits_per_byte", ".4f"),
-    ("norm", "gradient_norm", ".2f"),
-    ("tokens/s", "tokens_per_second", ",.0f"),
+_WIDTH = 80
+# Heading, key of `summary`, how a value is written.
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("steps", "steps", partial(fixed, digits=0, width=9)),
+    ("loss", "loss", partial(fixed, digits=4, width=6)),
+    ("valid", "validation_loss", partial(fixed, digits=4, width=6)),
+    ("best", "best_validation_loss", partial(fixed, digits=4, width=6)),
+    ("bits/B", "validation_bits_per_byte", partial(fixed, digits=4, width=6)),
+    ("norm", "gradient_norm", partial(fixed, digits=2, width=7)),
+    ("tokens/s", "tokens_per_second", partial(fixed, digits=0, width=9, grouped=True)),
+    ("time", "seconds", clock),
 )
 
 
 def summary(run: RunLog) -> dict[str, Any]:
-    """Last values, None where there is none; tokens_per_second is the mean over all steps, seconds
-    are those of all steps together."""
+    """Last values, None where there is none; tokens_per_second: all tokens over all seconds."""
     last = ("loss", "validation_loss", "validation_bits_per_byte", "gradient_norm", "load_max")
     return {
         "run": run.name,
@@ -42,17 +44,10 @@ def summary(run: RunLog) -> dict[str, Any]:
 def show(runs: Sequence[RunLog]) -> None:
     """Print a table, then what could not be read."""
     console = plain_console()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("run", overflow="fold")
-    for heading, _, _ in (*_COLUMNS, ("time", "", "")):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for run in runs:
-        values = summary(run)
-        cells = [_cell(values[key], style) for _, key, style in _COLUMNS]
-        seconds = values["seconds"]
-        table.add_row(printable(run.name), *cells, "-" if seconds is None else clock(seconds))
-    console.print(table)
-    for run in runs:
+    names = list(map(printable, short_names(runs)))
+    for line in table(names, list(map(summary, runs))):
+        console.print(line)
+    for name, run in zip(names, runs):
         notes = [
             f"{count:,} {what}"
             for count, what in (
@@ -62,15 +57,28 @@ def show(runs: Sequence[RunLog]) -> None:
             if count
         ]
         if notes:
-            console.print(f"{printable(run.name)}: {', '.join(notes)}")
+            console.print(f"{name}: {', '.join(notes)}")
+
+
+def table(names: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """At most 80 wide. A name that is too long for its column has a line of its own."""
+    rows = [[heading for heading, _, _ in _COLUMNS]]
+    for values in summaries:
+        cells = ("-" if values[key] is None else text(values[key]) for _, key, text in _COLUMNS)
+        rows.append(list(cells))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    room = _WIDTH - sum(width + 2 for width in widths)
+    first = max([len("run"), *(len(name) for name in names if len(name) <= room)])
+    for name, row in zip(["run", *names], rows):
+        if len(name) > first:
+            yield name
+            name = ""
+        yield name.ljust(first) + "".join(f"  {cell:>{w}}" for cell, w in zip(row, widths))
 
 
 def _rate(run: RunLog) -> float | None:
     tokens, seconds = run.total("tokens"), run.total("seconds")
     if tokens and seconds:
-        return tokens / seconds
+        rate = tokens / seconds
+        return rate if math.isfinite(rate) else None
     return run.mean("tokens_per_second")
-
-
-def _cell(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)

@@ -53,6 +53,8 @@ class WeightsAndBiases:
                 config=dict(resolved),
                 settings=wandb.Settings(silent=True, console="off"),
             )
+            # Relative to where the run was started, as whoever reads it stands there.
+            self._files = os.path.relpath(Path(self._run.dir).parent)
         except Exception as error:
             raise RunError(
                 f"metrics.wandb: Weights & Biases did not start ({_one_line(error)}): set it to "
@@ -71,14 +73,13 @@ class WeightsAndBiases:
 
     def close(self) -> str | None:
         """Where the run is, or its files and how to send them."""
-        folder = os.path.relpath(Path(self._run.dir).parent)
         try:
             self._run.finish()
         except Exception as error:
             self._warn(error)
         if self._mode == "online":
             return f"Weights & Biases: {self._run.url}"
-        return f"Weights & Biases has its files; to send them: wandb sync {shlex.quote(folder)}"
+        return f"to send the run to Weights & Biases: wandb sync {shlex.quote(self._files)}"
 
     def _charts(self, name: str, value: Value) -> dict[str, Any]:
         """Text as a page, each row of a matrix as a histogram with a bin for each number."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from parallel.pipeline.executor import Executor
 from trainer.build.layout import Layout
 from trainer.data.text_stream import TextStream
 from trainer.data.tokens import Tokenizer
@@ -32,11 +33,14 @@ def sample_text(
     once asked() has said on any rank that it is to stop. Collective over the world.
     """
     length = layout.config.data.sequence_length
-    text = tokenizer.encode(prompt).tolist()[-(length - 1) :] or [tokenizer.end_of_document]
+    prompted = tokenizer.encode(prompt).tolist()
+    text = prompted[max(0, len(prompted) - length + 1) :] or [tokenizer.end_of_document]
     stream = TextStream(tokenizer)
-    written = "".join(map(stream.push, text)) if prompt else ""
+    written = "".join(map(stream.push, text))
+    objective = NextToken(tokenizer.vocabulary_size)
+    executor = layout.forward_executor(objective, micro_batches=1)
     for _ in range(min(new_tokens, length - len(text))):
-        token, stop = _next_token(layout, NextToken(tokenizer.vocabulary_size), text, asked())
+        token, stop = _next_token(layout, executor, text, asked())
         if stop or token == tokenizer.end_of_document:
             break
         text.append(token)
@@ -45,7 +49,7 @@ def sample_text(
 
 
 def _next_token(
-    layout: Layout, objective: NextToken, text: list[int], stop: bool
+    layout: Layout, executor: Executor, text: list[int], stop: bool
 ) -> tuple[int, bool]:
     """The token after `text`, and whether any rank is to stop; the same on all ranks."""
     config = layout.config
@@ -57,7 +61,6 @@ def _next_token(
     asked = {name: field.clone() for name, field in nothing.items()}
     asked[TOKENS][0, : len(text)] = torch.tensor(text)
     asked[LAST][0] = len(text) - 1
-    executor = layout.forward_executor(objective, micro_batches=1)
     first = layout.data_rank == 0  # other micro-batches only keep the experts' exchange going
     result = executor.run(lambda flow, n: asked if first and (flow, n) == (0, 0) else nothing)
     answer = torch.tensor([int(result.tallies.get(NEXT_TOKEN, 0)), int(stop)])
