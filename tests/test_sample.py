@@ -114,7 +114,7 @@ def greedy(_: Process, folder: Path, prompt: str, new_tokens: int) -> str:
     model = load_text_model(folder, None, torch.float64, False, lambda done, total: None)
     tokens = model.prompt_tokens(prompt)
     tokens = tokens[max(0, len(tokens) - LENGTH + 1) :]
-    answers = decode(model.begin(LENGTH), tokens, Counts(), most_likely)
+    answers = decode(model.start_text(LENGTH), tokens, Counts(), most_likely)
     for token in islice(answers, min(new_tokens, LENGTH - len(tokens))):
         if token in model.ends:
             break
