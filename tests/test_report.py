@@ -1,0 +1,575 @@
+"""Numbers of a run: how they are recorded, written, read back, shown and drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from rich.cells import cell_len
+
+from launch.report import main
+from trainer.config.schema import Config, MTPConfig, RunConfig
+from trainer.errors import RunError
+from trainer.report.console import RunConsole
+from trainer.report.json_lines import FILE, JsonLines
+from trainer.report.metrics import Metrics, Recorded, Values, Window
+from trainer.report.picture import draw, draw_own_run, points, save_picture
+from trainer.report.run_log import RunLog, Series, read_run, short_names
+from trainer.report.summary import summary, table
+from trainer.report.weights_and_biases import WeightsAndBiases
+from trainer.run.records import record_step, record_validation
+from trainer.run.step import StepMetrics
+
+ROOT = Path(__file__).parent.parent
+WIDTH = 80
+
+
+class Kept:
+    """A sink that keeps all."""
+
+    def __init__(self, said: str | None = None) -> None:
+        self.steps: list[tuple[int, dict[str, Any]]] = []
+        self._said = said
+
+    def write(self, step: int, values: Values) -> None:
+        self.steps.append((step, {name: recorded.value for name, recorded in values.items()}))
+
+    def close(self) -> str | None:
+        return self._said
+
+
+def step_metrics(scale: float = 1.0, depth: int = 1) -> StepMetrics:
+    losses = {"loss": 5.5 * scale} | {f"mtp_{n + 1}_loss": 6.5 * scale for n in range(depth)}
+    loads = {"layers.1": [1.0, 0.0, 3.0, 4.0], "layers.2": [2.0, 2.0, 2.0, 2.0]}
+    return StepMetrics(losses, 7.0 * scale, 1.01, loads, 2.5 * scale, 3e-4, stop=False)
+
+
+def config(steps: int = 100, log_every: int = 10, depth: int = 1) -> Config:
+    c = Config(run=RunConfig(steps=steps))
+    c.metrics.log_every, c.model.mtp = log_every, MTPConfig(depth)
+    return c
+
+
+# Recording
+
+
+def test_every_sink_gets_every_value_of_a_step_once() -> None:
+    sinks = [Kept(), Kept("in the cloud"), Kept()]
+    metrics, c = Metrics(sinks), config()
+    c.metrics.loads_every = 2
+    for step in range(2):
+        record_step(metrics, step, step_metrics(), seconds=0.5, c=c)
+        if step:
+            record_validation(metrics, loss=np.log(2.0), bytes_per_token=4.0)
+            metrics.record("sample", "text", "last")
+        metrics.end_step(step)
+    metrics.end_step(2)
+    assert metrics.close() == ["in the cloud"]
+    tokens = c.data.global_batch * c.data.sequence_length
+    first = {
+        "loss": 5.5, "mtp_1_loss": 6.5, "total_loss": 7.0, "balance": 1.01, "load_max": 2.0,
+        "load_unused": 0.125, "learning_rate": 3e-4, "gradient_norm": 2.5, "tokens": tokens,
+        "tokens_per_second": 2 * tokens, "seconds": 0.5,
+    }  # fmt: skip
+    second = first | {
+        "loads": [[0.125, 0.0, 0.375, 0.5], [0.25, 0.25, 0.25, 0.25]],
+        "validation_loss": np.log(2.0), "validation_bits_per_byte": 0.25, "sample": "text",
+    }  # fmt: skip
+    for sink in sinks:
+        assert sink.steps == [(0, first), (1, second), (2, {})]
+
+
+def test_a_window_reduces_each_value_in_its_way() -> None:
+    window = Window()
+    for _ in range(2):  # the second time after it was emptied
+        for number in (1.0, 4.0, 2.5):
+            matrix = [[number, 0.0], [0.0, 2 * number]]
+            window.add(
+                {
+                    "mean": Recorded(number, "mean"),
+                    "sum": Recorded(int(number), "sum"),
+                    "max": Recorded(number, "max"),
+                    "last": Recorded(number, "last"),
+                    "text": Recorded(f"at {number}", "last"),
+                    "matrix": Recorded(matrix, "mean"),
+                    "worst": Recorded(matrix, "max"),
+                }
+            )
+        window.add({"mean": Recorded(2.5, "mean"), "once": Recorded(7.0, "mean")})
+        assert window.reduced() == {
+            "mean": 2.5, "sum": 7, "max": 4.0, "last": 2.5, "text": "at 2.5", "once": 7.0,
+            "matrix": [[2.5, 0.0], [0.0, 5.0]], "worst": [[4.0, 0.0], [0.0, 8.0]],
+        }  # fmt: skip
+        window.empty()
+        assert window.reduced() == {}
+
+
+# metrics.jsonl
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_lines_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, said = JsonLines(tmp_path), []
+    monkeypatch.setattr("builtins.print", lambda line, file: said.append(line))
+    values = {"loss": Recorded(1.5, "mean"), "sample": Recorded("x" * 300, "last")}
+    lines.write(0, values)
+    with largest_file(500):
+        for step in range(1, 100):
+            lines.write(step, values)
+    lines.write(100, values)  # there is room again
+    lines.close()
+    lines.close()
+    assert said == [f"cannot write {tmp_path / FILE}: File too large; training on"]
+    run = read_run(tmp_path)
+    assert run.steps == 101 and run.series["loss"].steps[0] == 1
+    assert run.skipped <= 1, "more than the line that was cut off is spoilt"
+
+
+# Reading a run
+
+
+def run_in(folder: Path, steps: int = 3, seconds: float = 0.5) -> Path:
+    """A run folder whose loss is 5, 4, 3 ...; the second step took four times as long."""
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "step": n, "loss": 5.0 - n, "validation_loss": 4.0 + (n - 1) ** 2, "gradient_norm": 2.0,
+            "tokens": 100, "seconds": seconds * (4 if n == 1 else 1), "tokens_per_second": 7.0,
+            "load_max": 1.5, "validation_bits_per_byte": 3.0, "loads": [[0.5, 0.5]], "sample": "x",
+        }
+        for n in range(steps)
+    ]  # fmt: skip
+    (folder / FILE).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+STEP = b'{"step": 0, "loss": 2.0}\n'
+# Content of metrics.jsonl: the loss by step, lines skipped, values not finite.
+READABLE: dict[str, tuple[bytes, dict[int, float], int, int]] = {
+    "whole": (STEP + b'{"step": 1, "loss": 1}\n', {1: 2.0, 2: 1.0}, 0, 0),
+    "partial last line": (STEP + b'{"step": 1, "lo', {1: 2.0}, 1, 0),
+    "no numbers": (STEP + b'{"step": 1, "loss": NaN}\n{"step": 2, "loss": -Infinity}',
+                   {1: 2.0, 2: np.nan, 3: np.nan}, 0, 2),
+    "too large": (STEP + b'{"step": 1, "loss": 1' + b"0" * 400 + b"}", {1: 2.0, 2: np.nan}, 0, 1),
+    "sums too large": (STEP + b'{"step": 1, "loss": 1e308}\n{"step": 2, "loss": 1e308}',
+                       {1: 2.0, 2: np.nan, 3: np.nan}, 0, 2),
+    "far too large": (STEP + b'{"step": 1, "loss": 1' + b"0" * 9999 + b"}", {1: 2.0}, 1, 0),
+    "other types": (STEP + b'{"step": 1, "loss": "1", "lr": true, "a": [1], "b": null}', {1: 2.0},
+                    0, 0),
+    "other keys": (b'{"step": 4, "x": 1}\n' + STEP + b'{"step": 2, "loss": 3}', {1: 2.0, 3: 3.0},
+                   0, 0),
+    "a step twice": (STEP + b'{"step": 0, "loss": 9}\n', {1: 9.0}, 0, 0),
+    "no steps": (STEP + b'{"loss": 1}\n{"step": -1}\n{"step": 0.5}\n{"step": true}\n{"step": 1e99}'
+                 b'\n[1]\n3\n{"step": NaN}\n{"step": 9007199254740992}', {1: 2.0}, 9, 0),
+    "deep": (STEP + b"[" * 100_000 + b"\n" + b'{"step":' * 100_000, {1: 2.0}, 2, 0),
+    "binary": (STEP + bytes(range(256)) * 9, {1: 2.0}, 10, 0),
+    "empty lines": (b"\n\r\n" + STEP + b"  \n", {1: 2.0}, 0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_what_can_be_read_of_a_run_is_read(tmp_path: Path, case: str) -> None:
+    content, loss, skipped, not_finite = READABLE[case]
+    (tmp_path / FILE).write_bytes(content)
+    for path in (tmp_path, tmp_path / FILE):
+        run = read_run(path)
+        assert (run.name, run.skipped, run.not_finite) == (str(path), skipped, not_finite)
+        series = run.series["loss"]
+        assert series.steps.tolist() == list(loss)
+        np.testing.assert_array_equal(series.values, list(loss.values()))
+        assert run.steps == max([*loss, 5 if case == "other keys" else 2 if "types" in case else 1])
+        assert run.last("loss") == [value for value in loss.values() if np.isfinite(value)][-1]
+        json.dumps(summary(run), allow_nan=False)
+
+
+def spoil(case: str, folder: Path) -> Path:
+    """A path that is no run."""
+    file = folder / FILE
+    if case == "no folder":
+        return folder / "nowhere"
+    if case in ("FIFO", "a folder inside"):
+        (os.mkfifo if case == "FIFO" else os.mkdir)(file)
+    elif case == "device":
+        file.symlink_to("/dev/zero")
+    elif case == "loop":
+        file.symlink_to(file)
+    elif case == "a name too long":
+        return folder / ("x" * 300)
+    elif case != "no file":
+        file.write_bytes({"empty": b"", "no step yet": b"\n", "all bad": b"a\nb\n\xff\n"}[case])
+    return folder
+
+
+NO_RUNS = {
+    "no folder": "cannot be read", "no file": "cannot be read", "FIFO": "not a file",
+    "a folder inside": "not a file", "device": "not a file", "loop": "cannot be read",
+    "a name too long": "cannot be read", "empty": "the file is empty",
+    "no step yet": "the file is empty", "all bad": "none of its 3 lines is one",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_RUNS)
+def test_what_is_no_run_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    folder = tmp_path / "\x1b[31mred\nrun"
+    folder.mkdir()
+    with pytest.raises(RunError, match=NO_RUNS[case]) as caught:
+        read_run(spoil(case, folder))
+    line = str(caught.value)
+    assert line.isprintable() and r"\x1b[31mred\nrun" in line
+    assert f"no picture of the run: {line}" == draw_own_run(folder) or case in (
+        "no folder", "a name too long",
+    )  # fmt: skip
+
+
+# Pictures
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    content = png.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
+    assert 20_000 < len(content) < 1_000_000
+    return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+
+
+def long_run(name: str, steps: int = 100_000) -> RunLog:
+    at = np.arange(1, steps + 1)
+    values = 10.0 / np.sqrt(at)
+    values[::7] = np.nan
+    names = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "validation_loss")
+    return RunLog(name, steps, {name: Series(at, values) for name in names}, 0, 0)
+
+
+HOSTILE_NAMES = (
+    "$\\frac{$", "[red]_x[/]", "_hidden", "\x1b[31m\n\t", "名前 🙂", "%s{}", "x" * 5000,
+)  # fmt: skip
+
+
+def test_pictures_of_one_and_of_many_runs_have_one_size(tmp_path: Path) -> None:
+    huge = Series(np.array([1, 2, 3]), np.array([1e100, -1e100, 0.0]))
+    cases = [
+        [long_run("one")],
+        [long_run(name, steps=50) for name in HOSTILE_NAMES * 5],
+        [RunLog("none", 1, {}, 0, 0), RunLog("huge", 3, {"loss": huge}, 0, 0)],
+    ]
+    for number, runs in enumerate(cases):
+        png = tmp_path / f"{number}.png"
+        save_picture(runs, png)
+        assert size_of(png) == (1430, 880)
+    assert len(list(tmp_path.iterdir())) == len(cases)
+
+
+def test_a_long_name_takes_no_room_from_the_loss() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that the layout collapsed
+        draw([long_run("x" * 5000, steps=5)]).canvas.draw()
+
+
+def test_points_are_means_with_their_range() -> None:
+    drawn = points(long_run("one").series["loss"])
+    assert drawn.steps.size == drawn.mean.size <= 250
+    assert np.all(drawn.low <= drawn.mean) and np.all(drawn.mean <= drawn.high)
+    assert drawn.high[0] == 10.0 / np.sqrt(2) and drawn.low[-1] == 10.0 / np.sqrt(100_000)
+    few = Series(np.array([3, 5]), np.array([1.0, 2.0]))
+    assert [part.tolist() for part in points(few)] == [[3, 5], *[[1, 2]] * 3]
+
+
+def test_drawing_never_fails_a_run_nor_follows_a_link(tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "run")
+    (tmp_path / "target").write_text("precious")
+    (folder / "run.png").symlink_to(tmp_path / "target")
+    assert draw_own_run(folder) == f"picture in {folder / 'run.png'}"
+    assert size_of(folder / "run.png") and (tmp_path / "target").read_text() == "precious"
+    (folder / "run.png").unlink()
+    (folder / "run.png").mkdir()
+    said = draw_own_run(folder)
+    assert said == f"no picture of the run: {folder / 'run.png'}: cannot be written: Is a directory"
+    assert {path.name for path in folder.iterdir()} == {"run.png", FILE}
+
+
+# launch/report.py
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that is drawn at once."""
+    monkeypatch.setattr("trainer.report.picture.draw", lambda runs: Figure(figsize=(1, 1)))
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(list(map(str, arguments)))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_run_is_a_row_and_a_picture_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_in(tmp_path / "tr\ny" / "runs" / "cpu_4proc-2")
+    with open(folder / FILE, "a") as file:
+        file.write('{"step": 3, "loss": NaN}\n{"st')
+    code, out, err = report(capsys, folder)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "run          steps    loss   valid    best  bits/B  norm  tokens/s  time",
+        "cpu_4proc-2      4  3.0000  5.0000  4.0000  3.0000  2.00       100  0:03",
+        "cpu_4proc-2: 1 lines skipped, 1 values not finite",
+        rf"picture in {tmp_path}/tr\ny/runs/cpu_4proc-2/run.png",
+    ]
+    assert size_of(folder / "run.png")
+
+
+@pytest.mark.usefixtures("small")
+def test_json_has_the_fields_that_help_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [run_in(tmp_path / name) for name in ("a", "b")]
+    code, out, err = report(capsys, *folders, "--json")
+    said = json.loads(out)
+    assert (code, err, said["png"], said["problems"]) == (0, "", str(folders[0] / "runs.png"), [])
+    assert said["runs"][1] == {
+        "run": str(folders[1]), "steps": 3, "loss": 3.0, "validation_loss": 5.0,
+        "validation_bits_per_byte": 3.0, "gradient_norm": 2.0, "load_max": 1.5,
+        "best_validation_loss": 4.0, "tokens_per_second": 100.0, "seconds": 3.0,
+        "skipped_lines": 0, "values_not_finite": 0,
+    }  # fmt: skip
+    assert main(["--help"]) == 0
+    words = capsys.readouterr().out.split("--json prints {runs, png, problems}; ")[1].split()
+    fields = words[words.index("has") + 1 :][: len(said["runs"][1])]
+    assert [word.rstrip(",.") for word in fields] == list(said["runs"][1])
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_cannot_be_done_is_said_and_the_rest_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    good, bad = run_in(tmp_path / "good"), tmp_path / "bad"
+    option = ["--json"] * as_json
+    code, out, err = report(capsys, bad, good, *option)
+    assert code == 1 and "good" in out and (good / "run.png").exists()
+    assert err.splitlines() == [
+        f"report: {bad}: cannot be read: No such file or directory; give a run folder, runs/NAME"
+    ]
+    code, out, err = report(capsys, bad, *option)
+    assert code == 1 and len(err.splitlines()) == 1
+    nothing = {"runs": [], "png": None, "problems": [err[len("report: ") : -1]]}
+    assert (json.loads(out) == nothing) if as_json else out == ""
+    for png, why in (
+        (tmp_path / "no/x.png", "No such file"), (good / "x.png", "Is a directory"),
+        (good / FILE / "x.png", "Not a directory"),
+    ):  # fmt: skip
+        (good / "x.png").mkdir(exist_ok=True)
+        code, out, err = report(capsys, good, "--png", png, *option)
+        assert code == 1 and err.startswith(f"report: {png}: cannot be written: {why}")
+        assert len(err.splitlines()) == 1 and "good" in out and "picture in" not in out
+        assert not as_json or json.loads(out)["png"] is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["--png", "x.svg", "run"], ["run", "--wide"]])
+def test_wrong_arguments_end_with_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(arguments) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+NAMES = {  # paths: what they are called
+    ("runs/a", "runs/b"): ["a", "b"],
+    ("x/runs/a", "y/runs/a", "x/runs/b"): ["x/runs/a", "y/runs/a", "b"],
+    ("x/a/metrics.jsonl", "y/a", "."): ["x/a", "y/a", "here"],
+    ("runs/a", "runs/a/"): ["a", "a"],
+    ("a", "b/a", "/a"): ["here/a", "b/a", "/a"],
+}
+
+
+@pytest.mark.parametrize("paths", NAMES)
+def test_runs_are_called_by_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: tuple[str, ...]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert short_names([RunLog(path, 1, {}, 0, 0) for path in paths]) == NAMES[paths]
+
+
+def test_a_table_never_is_wider_than_80() -> None:
+    numbers = (1.23456, 123456.789, 9.99e99, -1e-7, 0)
+    rows = [{key: n for key in summary(RunLog("x", 1, {}, 0, 0))} for n in numbers]
+    for values in rows:
+        values["seconds"] = abs(values["seconds"]) % 1e9
+    names = ["x", "n" * 40, "m" * 80, "", "y" * 9]
+    lines = list(table(names, rows))
+    assert max(map(len, lines)) <= WIDTH
+    assert [line for line in lines if line in names[1:3]] == names[1:3]
+    assert lines[-1].startswith("y" * 9 + " ")
+
+
+# The console
+
+
+def test_rows_are_means_since_the_row_before_and_fit_80_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    c = config(steps=1_000_000, log_every=2, depth=2)
+    console = RunConsole(c, quiet=False)
+    console.start(["a run"])
+    head = " ".join(capsys.readouterr().out.split())
+    for word in ("loss", "mtp", "norm", "lr", "load max"):
+        assert f"{word}: " in head
+    metrics = Metrics([console])
+    # The third step takes nine times as long as the second.
+    for step, (scale, seconds) in enumerate([(1, 1.0), (1.5, 0.2), (0.5, 1.8), (1, 1.0)]):
+        record_step(metrics, step, step_metrics(scale, depth=2), seconds, c)
+        metrics.end_step(step)
+    for step, scale in ((999_997, 1e9), (999_998, 1e9), (999_999, 1e9)):
+        record_step(metrics, step, step_metrics(scale, depth=2), 1e-6, c)
+        record_validation(metrics, 5.5, 1.0)
+        metrics.record("sample", "wide 名" * 40 + "\n\x1b[31m[red]", "last")
+        metrics.end_step(step)
+    metrics.close()
+    lines = capsys.readouterr().out.splitlines()
+    tokens = c.data.global_batch * c.data.sequence_length
+    columns = ["step", "loss", "mtp", "1", "mtp", "2", "norm", "lr", "load", "max", "tokens/s"]
+    assert lines[0].split() == [*columns, "left"]
+    first, second, third = (line.split() for line in lines[1:4])
+    assert first[:8] == ["1", "5.5000", "6.5000", "6.5000", "2.50", "3.0e-04", "2.00x",
+                         f"{tokens:,}"]  # fmt: skip
+    assert second[:5] == ["2", "8.2500", "9.7500", "9.7500", "3.75"]
+    assert third[:5] == ["4", "4.1250", "4.8750", "4.8750", "1.88"]
+    assert third[7] == f"{2 * tokens / 2.8:,.0f}"
+    rows = [line for line in lines if line.lstrip()[:1].isdigit()]
+    assert len(rows) == 5 and {len(row) for row in rows} == {len(lines[0])}
+    assert max(map(cell_len, lines)) <= WIDTH
+    assert "  | \\x1b[31m[red]" in lines
+
+
+# Weights & Biases
+
+
+def test_a_run_that_does_not_ask_for_it_imports_neither_it_nor_matplotlib() -> None:
+    code = "import sys, trainer.run.train; print({'wandb', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+class FakeRun:
+    """The library's run, as far as it is used."""
+
+    def __init__(self, folder: str, fail: bool) -> None:
+        self.dir, self.url = f"{folder}/wandb/offline-run-1/files", "https://wandb.example/run"
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self._fail, self.finished = fail, False
+
+    def log(self, charts: dict[str, Any], step: int) -> None:
+        if self._fail:
+            raise ValueError("no\nspace")
+        self.logged.append((step, charts))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module: Any = ModuleType("wandb")
+    module.__spec__ = ModuleSpec("wandb", None, origin="wandb.py")
+    module.fail = False
+    module.Settings = lambda **settings: SimpleNamespace(**settings)
+    module.Html = lambda page: ("page", page)
+    module.Histogram = lambda np_histogram: ("bins", *(part.tolist() for part in np_histogram))
+
+    def init(dir: str, mode: str, **options: Any) -> FakeRun:
+        module.options = options | {"mode": mode}
+        module.run = FakeRun(dir, module.fail)
+        return module.run
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_is_logged_and_its_end_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: Any, mode: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sink = WeightsAndBiases(Path("my runs/a"), mode, "a", {"run": {"steps": 3}})
+    metrics = Metrics([sink])
+    metrics.record("loss", 1.5)
+    metrics.record("loads", [[0.25, 0.75], [0.5, 0.5]])
+    metrics.record("sample", "<b>&", "last")
+    metrics.end_step(0)
+    monkeypatch.chdir("/")  # what is said is for whoever started the run
+    said = metrics.close()
+    assert fake_wandb.run.finished and fake_wandb.options["mode"] == mode
+    assert fake_wandb.options["name"] == "a" and fake_wandb.options["config"]["run"]["steps"] == 3
+    charts = {
+        "loss": 1.5, "sample": ("page", "<pre>&lt;b&gt;&amp;</pre>"),
+        "loads/0": ("bins", [0.25, 0.75], [0, 1, 2]), "loads/1": ("bins", [0.5, 0.5], [0, 1, 2]),
+    }  # fmt: skip
+    assert fake_wandb.run.logged == [(0, charts)]
+    assert said == {
+        "offline": ["to send the run to Weights & Biases: wandb sync "
+                    "'my runs/a/wandb/offline-run-1'"],
+        "online": ["Weights & Biases: https://wandb.example/run"],
+    }[mode]  # fmt: skip
+
+
+def test_a_service_that_fails_costs_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fake_wandb: Any
+) -> None:
+    fake_wandb.fail = True
+    sink = WeightsAndBiases(tmp_path, "offline", "a", {})
+    for step in range(3):
+        sink.write(step, {"loss": Recorded(1.0, "mean")})
+    assert capsys.readouterr().err == "metrics.wandb: no space; training on\n"
+
+
+def no_network(**options: Any) -> None:
+    raise OSError("no\nnetwork")
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("missing", "pip install"),
+        ("a folder of that name", "pip install"),
+        ("does not start", r"did not start \(no network\): set it to offline or off"),
+    ],
+)
+def test_a_service_that_cannot_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: Any, case: str, line: str
+) -> None:
+    specs = {"missing": None, "a folder of that name": ModuleSpec("wandb", None)}
+    if case in specs:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: specs[case])
+    fake_wandb.init = no_network
+    with pytest.raises(RunError, match=rf"^metrics\.wandb: .*{line}") as caught:
+        WeightsAndBiases(tmp_path, "online", "a", {})
+    assert "\n" not in str(caught.value)
