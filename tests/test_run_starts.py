@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,9 @@ def run(
         tiny = ("--config", config_file, "--mesh.expert", "1", "--run.steps", "1")
         config, namespace = parse(parser, [*tiny, "--data.path", "text.txt", *arguments])
         validate(config, 1)
-        stop: Any = SimpleNamespace(asked=False, training=lambda: None, reached=lambda: None)
+        stop: Any = SimpleNamespace(
+            asked=False, training=lambda: None, reached=lambda: None, held_back=nullcontext
+        )
         train(config, to_yaml(parser, namespace), stop, [str(f) for f in namespace.config])
 
     yield run

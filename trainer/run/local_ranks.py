@@ -13,6 +13,7 @@ from trainer.errors import ConfigError
 from trainer.run.supervise import Child, supervise
 
 THREADS = "OMP_NUM_THREADS"
+CPP_LOG = "TORCH_CPP_LOG_LEVEL"
 _MOST_PER_CORE = 16
 
 
@@ -59,6 +60,8 @@ def run_ranks_here(prog: str, ranks: int, environment: Mapping[str, str] | None 
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(listening.getsockname()[1]),
         THREADS: os.environ.get(THREADS, str(threads(ranks))),
+        # A rank that leaves makes torch's C++ side of the others warn, with a stack of its own.
+        CPP_LOG: os.environ.get(CPP_LOG, "ERROR"),
         **(environment or {}),
     }
     children = [

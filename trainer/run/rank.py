@@ -51,6 +51,8 @@ def _run(command: Callable[[StopRequest], None], stop: StopRequest) -> int:
             raise
         return stopped.exit_code
     except TandemError as error:
+        if isinstance(error, LostRankError) and rank == 0:
+            stop.interrupt_if_asked()  # the others have stopped sooner: that is why they are gone
         if _speaks(error, rank, stop):
             raise
         return error.exit_code

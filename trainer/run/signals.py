@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from trainer.errors import Stopped
 from trainer.io.terminal import show_cursor
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_UNWINDING = 3.0  # seconds to undo what was begun before the first step
+_UNWINDING = 15.0  # seconds to undo what was begun before the first step
 _IMPATIENT = 3.0  # seconds after which a second signal means: at once
 
 
@@ -35,6 +36,7 @@ class StopRequest:
         self._asked = threading.Event()
         self._training = threading.Event()
         self._reached = threading.Event()
+        self._held_back = self._interrupted = False
         self._signals = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)  # threads started now inherit it
         for number in self._signals:
@@ -48,6 +50,24 @@ class StopRequest:
     def training(self) -> None:
         """From now on there is something to save: a signal no longer interrupts what is running."""
         self._training.set()
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Within, a signal interrupts nothing; it does in the end. For what has to be whole before
+        it can be undone. Raises Stopped."""
+        self._held_back = True
+        try:
+            yield
+        finally:
+            self._held_back = False
+        self.interrupt_if_asked()
+
+    def interrupt_if_asked(self) -> None:
+        """Raise Stopped, but only once, if there has been a signal and nothing is to be saved."""
+        if self.signal is None or self._training.is_set() or self._interrupted:
+            return
+        self._interrupted = True
+        raise Stopped(self.signal, _stopped(self.signal))
 
     def reached(self) -> None:
         """The step has ended: saving may take as long as it takes."""
@@ -63,22 +83,26 @@ class StopRequest:
         self._asked.set()
         if not self._training.is_set():
             _thread.interrupt_main(number)  # runs _interrupt there
-            time.sleep(_UNWINDING)
+            self._wait_or_impatience(self._training.is_set, _UNWINDING)
             if not self._training.is_set():
                 _leave(number, f"{self._prog}: {_stopped(number)}")
+        self._wait_or_impatience(lambda: False, self._grace)
+        _leave(number, f"{self._prog}: {number.name}: the step did not end in time; nothing saved")
+
+    def _wait_or_impatience(self, over: Callable[[], bool], seconds: float) -> None:
+        """Wait so long, for as long as it takes once `reached`, or until it is over."""
         start = time.monotonic()
-        while self._reached.is_set() or time.monotonic() - start < self._grace:
+        while not over() and (self._reached.is_set() or time.monotonic() - start < seconds):
             again = signal.sigtimedwait(self._signals, 0.2)
             # On Ctrl-C the terminal and whoever has started this both send one: only a later one
             # is impatience.
             if again is not None and time.monotonic() - start > _IMPATIENT:
                 break
-        _leave(number, f"{self._prog}: {number.name}: the step did not end in time; nothing saved")
 
     def _interrupt(self, number: int, _: FrameType | None) -> None:
         """In the main thread: what was begun is undone on the way out."""
-        if not self._training.is_set():
-            raise Stopped(number, _stopped(number))
+        if not self._held_back:
+            self.interrupt_if_asked()
 
 
 def _stopped(number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,7 +50,10 @@ def train(
     def claim() -> AbstractContextManager[RunFolder | None]:
         return _claim(config, config_files) if process.rank == 0 else nullcontext()
 
-    with roll_call.held_on_failure(lambda: stop.asked), together(claim) as folder:
+    with ExitStack() as stack:
+        stack.enter_context(roll_call.held_on_failure(lambda: stop.asked))
+        with stop.held_back():  # between making the folder and being able to remove it again
+            folder = stack.enter_context(together(claim))
         try:
             _train(config, resolved, stop, process, roll_call, console, folder)
         finally:
