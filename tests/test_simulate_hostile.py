@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from parallel.files.outputs import WriteError, write_file
 from parallel.schedule.generators import generate
 from parallel.schedule.settings import MOST_CELLS, MOST_RANKS, SettingError, require_counts
 from parallel.schedule.table import ScheduleError
@@ -249,3 +251,19 @@ def test_a_table_with_its_messages_is_read_back(folder: Path) -> None:
     Path("l.json").write_text(json.dumps(rows))
     with pytest.raises(ScheduleError, match=r'l.json: its "messages" are not those that its items'):
         read_table("l.json")
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_older_one(tmp_path: Path) -> None:
+    older, link = tmp_path / "table.json", tmp_path / "link.json"
+    older.write_text("good")
+    link.symlink_to(older)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(WriteError, match=r"table\.json cannot be written: File too large"):
+            write_file(older, "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert older.read_text() == "good" and len(list(tmp_path.iterdir())) == 2
+    write_file(link, "new")
+    assert (older.read_text(), link.read_text()) == ("good", "new")

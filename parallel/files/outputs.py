@@ -36,11 +36,23 @@ def require_outputs(files: Mapping[str, Path], outputs: Collection[str]) -> None
 
 
 def write_file(path: Path | str, content: str | bytes) -> None:
-    """Write a file, its folder made if need be; raises WriteError in one line that names it."""
+    """Write a file, its folder made if need be, in place of an older one or of a link to one.
+
+    Raises WriteError in one line that names it; the older file is then as it was.
+    """
     path = Path(path)
+    written = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if path.exists() and not path.is_file():  # a device or a pipe
+            path.write_bytes(written)
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            part.write_bytes(written)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error.strerror}") from None
 

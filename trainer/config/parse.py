@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from trainer.config.config_file import read_config_file
 from trainer.config.keys import MOVED, Key, did_you_mean, keys
@@ -20,12 +21,17 @@ from trainer.errors import ConfigError
 _YAML = (".yaml", ".yml")
 
 
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves examples and descriptions on the lines that they were written on."""
+
+
 def config_parser(prog: str, description: str, examples: str) -> ArgumentParser:
     """A parser with --config, every key of Config as --section.key, and --print-config."""
     parser = ArgumentParser(
         prog=prog,
         description=description,
         epilog=examples,
+        formatter_class=_HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
     )
