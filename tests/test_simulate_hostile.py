@@ -112,8 +112,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (SEARCH.replace("500", "99999999") + "--table .", ". cannot be written: Is a directory"),
         (SIZE + "--svg a.jpeg", "--svg: must end in .svg, not be 'a.jpeg'"),
         (SIZE + "--svg a.png", "--svg: must end in .svg"),
-        (SIZE + "--trace a.json --table ./a.json", "--trace and --table are one file: a.json"),
-        ("--schedule-file t.json --table t.json", "--schedule-file and --table are one file"),
+        (SIZE + "--trace a.json --table ./a.json", "--trace and --table are the same file: a.json"),
+        ("--schedule-file t.json --table t.json", "--schedule-file and --table are the same file"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(

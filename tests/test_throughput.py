@@ -174,7 +174,7 @@ def _has_space(process: subprocess.Popen[str]) -> bool:
         (("--mesh.expert_data", "100000"), "mesh asks for 200000 processes"),
         (
             ("--save-costs", "a", "--save-timeline", "a"),
-            "are one file",
+            "are the same file",
         ),
         (("--save-costs", "."), "--save-costs . cannot be written: Is a directory"),
         (

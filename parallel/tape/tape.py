@@ -271,11 +271,11 @@ def _leaf(value: Any) -> Any:
 
 
 def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
-    """Raise TypeError for a pass among tensors: somebody has forgotten to run it."""
+    """Raise TypeError for a pass among tensors, which somebody has forgotten to run."""
     for value in values:
         if isinstance(value, GeneratorType):
             raise TypeError(
-                f"{name}: the pass {value.gi_code.co_qualname} is run by nobody: "
+                f"{name}: the pass {value.gi_code.co_qualname} is never run: "
                 "write `yield from` in front of the call that makes it"
             )
 
