@@ -1,4 +1,4 @@
-"""What is seen of generated texts: the text as it comes, or JSON lines."""
+"""How generated texts are shown: as they come, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class JsonOutput:
 
 
 class Waiting:
-    """A line on how far it is, on a terminal, while no text is seen."""
+    """A progress line on a terminal, while no text is shown."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._done, self._total = what, 0, total
@@ -132,7 +132,7 @@ def _write_dim(text: str) -> None:
 
 
 def _whole_characters(prompt: bytes) -> str:
-    """The prompt, but for a character that it does not complete: new tokens may."""
+    """The prompt without a last character that is incomplete: new tokens may complete it."""
     return codecs.getincrementaldecoder("utf-8")(errors="replace").decode(prompt)
 
 

@@ -69,7 +69,7 @@ class TextModel:
         return min(usual, left) if wanted is None else wanted
 
     def require_memory(self, positions: int) -> None:
-        """Raise ConfigError where the caches of a text so long are larger than all memory."""
+        """Raise ConfigError where the caches of such a text are larger than all memory."""
         c, layers = self.model.attention, self.model.layers + self.model.mtp.depth
         numbers = layers * (c.kv_lora_rank + c.rope_head_dim) + 2 * c.rope_head_dim
         needed = positions * numbers * self.part.embed_tokens.weight.element_size()

@@ -133,7 +133,7 @@ class Loop:
 
     def _save_or_why_not(self) -> str:
         """Save the weights of a run that has failed, and say where; or why they are not saved, as
-        they may be no numbers either: an error of its own would hide the first."""
+        they may not be finite either: another error would hide the first."""
         try:
             return self._save(failed=True)
         except TandemError as error:

@@ -27,8 +27,9 @@ _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 @dataclass(frozen=True)
 class Conversion:
-    """files: of each tensor that is written, scales included, in order of the index; tensors: what
-    they are there; scale_files: scales that are left out and had another file than their weight."""
+    """files: of each tensor that is written, scales included, in order of the index; tensors: their
+    shape and type there; scale_files: scales that are left out and were in a different file from
+    their weight."""
 
     source: Checkpoint
     config: dict[str, Any]
@@ -50,10 +51,10 @@ class Conversion:
 
 
 def checked_model(source: Checkpoint) -> ModelConfig:
-    """The model that a checkpoint is, once every tensor is known to be as config.json says.
+    """The model of a checkpoint, after checking that every tensor is as config.json says.
 
     It has the MTP modules that are there. Raises ConfigError for a config.json that is not
-    supported, CheckpointError for a tensor that is missing, too many, or not what it should be.
+    supported, CheckpointError for a tensor that is missing, unexpected, or not what it should be.
     """
     where = str(source.folder / CONFIG_FILE)
     model = with_mtp_of(model_from_hf(source.config, where), source.names())
