@@ -72,7 +72,7 @@ class Executor:
 
     stages: by (flow, stage). transport: None for a pipeline of one rank. overlap: run the two
     passes of an Overlap interleaved and weight gradients while collectives are in flight; off,
-    everything runs one after the other and every collective is waited for at once. on_item: called
+    everything runs in sequence and every collective is waited for immediately. on_item: called
     after each item with its start and end, in seconds of time.monotonic; waits for messages come
     before the start.
     """

@@ -1,8 +1,8 @@
 """Messages between the ranks of one pipeline, over torch.distributed.
 
 Messages up and down the ranks go through a process group each: a channel (source, destination) is
-then first in, first out and independent of the one that comes back, so that with NCCL a send
-never stands in the way of the receive that its peer waits for.
+then first in, first out and independent of the one that comes back, so that with NCCL a send never
+blocks the receive that its peer waits for.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ class RollCall:
         now = time.monotonic()
         self._pace, self._noted = now - self._noted, now
         if self.store is not None:
-            with suppress(RuntimeError):  # the store may have gone with whoever started the ranks
+            with suppress(
+                RuntimeError
+            ):  # the store may have gone with the process that started the ranks
                 self.store.set(f"seen/{self.rank}", f"{time.time()} {doing}")
 
     @contextmanager

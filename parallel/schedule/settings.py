@@ -43,8 +43,8 @@ class SettingError(ScheduleError):
 
 
 def require_counts(name: str, ranks: int, micro_batches: int) -> None:
-    """Raise SettingError unless there are at least one rank and one micro-batch, and not so many
-    that the table would take minutes to make."""
+    """Raise SettingError unless there are at least one rank and one micro-batch, and few enough
+    that the table does not take minutes to make."""
     for setting, count in ((Setting.RANKS, ranks), (Setting.MICRO_BATCHES, micro_batches)):
         if count < 1:
             raise SettingError(f"{name} needs ", setting, f" >= 1, got {count}")

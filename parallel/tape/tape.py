@@ -56,7 +56,7 @@ class _Segment:
             torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
 
     def release(self) -> None:
-        """Free the memory of the outputs, but for what they share with the inputs."""
+        """Free the memory of the outputs, except what they share with the inputs."""
         kept = {_address(value) for value in self.inputs if isinstance(value, Tensor)}
         for leaf in self.leaves:
             if isinstance(leaf, Tensor) and _address(leaf) not in kept:

@@ -53,7 +53,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Times:
-    """Exchanges of one sort in a step: how many, and their seconds as the module defines them."""
+    """Exchanges of one kind in a step: how many, and their seconds as defined above."""
 
     number: float = 0.0
     in_flight: float = 0.0

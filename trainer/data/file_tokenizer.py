@@ -29,8 +29,7 @@ from trainer.io.json_object import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 # The library takes hundreds of bytes per token while it encodes, and more time per token for longer
-# texts:
-# a long document goes to it in pieces, and a batch, spread over the cores, has so many characters.
+# texts: a long document goes to it in pieces, and a batch, spread over the cores, is bounded too.
 PIECE_CHARACTERS = 1 << 19
 BATCH_CHARACTERS = 1 << 22
 # The largest vocabularies that are known take about 40 MB.

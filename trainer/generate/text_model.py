@@ -53,8 +53,9 @@ class TextModel:
         return start + tokens or [self.lone]
 
     def room(self, prompt: int, wanted: int | None, usual: int) -> int:
-        """How many new tokens to make after a prompt of so many: those wanted, else the usual
-        number or what there is room for. Raises ConfigError where they do not fit."""
+        """How many new tokens to make after a prompt of `prompt` tokens: as many as wanted, else
+        the usual number, or fewer if there is less room. Raises ConfigError where they do not
+        fit."""
         if self.longest is None:
             return usual if wanted is None else wanted
         left = self.longest - prompt

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.errors import RunError
 
-# What open says where a link, a folder or a socket stands in the place of a file.
+# The errors of open for a link, a folder or a socket in the place of a file.
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 
 

@@ -67,7 +67,7 @@ class RunFolder:
                 self.path.rmdir()
 
     def take_over(self, config: str) -> None:
-        """Write the resolved config, YAML, in place of all that an earlier run left, but for its
+        """Write the resolved config, YAML, in place of all that an earlier run left, except its
         weights, which are kept aside. Raises RunError."""
         self._config = config
         with _saying(f"run.dir: cannot write {self.path}"):

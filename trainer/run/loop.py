@@ -107,13 +107,13 @@ class Loop:
         self.metrics.record("sample", text, "last")
 
     def _draw(self) -> None:
-        """Draw the run into its folder; the others wait, lest their end stops it."""
+        """Draw the run into its folder; the other ranks wait, since their exit would stop it."""
         folder, wanted = self.folder, self.trainer.layout.config.metrics.picture
         if wanted:
             together(lambda: self.console.say(draw_own_run(folder.path)) if folder else None)
 
     def _note(self, doing: str) -> None:
-        if not self.stop.asked:  # the store may have gone with whoever asked
+        if not self.stop.asked:  # the store may have gone with the process that asked
             self.roll_call.note(doing)
 
     def _save(self, failed: bool = False) -> str:

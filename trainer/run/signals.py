@@ -74,7 +74,7 @@ class StopRequest:
         self._reached.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or less if asked to stop meanwhile; whether it was."""
+        """Wait for `seconds`, or less if asked to stop meanwhile; returns whether it was."""
         return self._asked.wait(seconds)
 
     def _watch(self) -> None:
@@ -94,8 +94,8 @@ class StopRequest:
         start = time.monotonic()
         while not over() and (self._reached.is_set() or time.monotonic() - start < seconds):
             again = signal.sigtimedwait(self._signals, 0.2)
-            # On Ctrl-C the terminal and whoever has started this both send one: only a later one
-            # is impatience.
+            # On Ctrl-C the terminal and the parent process both send one: only a later one means
+            # impatience.
             if again is not None and time.monotonic() - start > _IMPATIENT:
                 break
 

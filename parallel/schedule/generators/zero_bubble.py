@@ -42,7 +42,7 @@ def _schedule(name: str, ranks: int, micro_batches: int, depth: int) -> Schedule
 
 
 def _program(stage: int, warm_up: int, kept_back: int, micro_batches: int) -> Program:
-    """warm_up: forwards before the first F I. kept_back: how many I are ahead of their W."""
+    """warm_up: forwards before the first F I. kept_back: by how many items I runs ahead of W."""
     rank = Writer(((0, stage),), micro_batches)
     turns = max(micro_batches - warm_up, kept_back + 1)  # the writer leaves out the excess
 

@@ -77,7 +77,7 @@ def search(
     cap = 2 * ranks + 1 if memory_cap is None else math.floor(2 * memory_cap + TIE)
     if cap < 2:
         raise ScheduleError(f"searched needs a memory cap of at least 1 full stage, got {cap / 2}")
-    begun = time.monotonic()
+    started = time.monotonic()
     orders = Orders(costs, ranks, micro_batches, cap)
     bound = lower_bound(costs, ranks, micro_batches, cap)
     tables = [fitting(start, orders)] if start else handcrafted(orders)
@@ -96,5 +96,5 @@ def search(
         if (end := simulate(found, costs).makespan) < least - TIE:
             schedule, makespan = found, end
     check(schedule)
-    taken = time.monotonic() - begun
+    taken = time.monotonic() - started
     return Found(schedule, makespan, first.name, least, bound, budget.made, taken, stopped)

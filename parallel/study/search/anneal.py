@@ -184,7 +184,7 @@ class Annealing:
         """The time after which no rank's work may end, if `run` with this line is to cost at most
         `allowed`: no rank ends before its work is done, and the mean end counts too.
         """
-        soonest = self.least_idle - run.lines[rank].work + line.work
+        earliest = self.least_idle - run.lines[rank].work + line.work
         for each in run.lines:
-            soonest += each.work
-        return allowed - SPREAD * soonest / len(run.lines) - min(self.orders.after) + TIE
+            earliest += each.work
+        return allowed - SPREAD * earliest / len(run.lines) - min(self.orders.after) + TIE

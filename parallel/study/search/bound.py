@@ -9,10 +9,10 @@ Window. No B or I starts on r before a micro-batch has passed all stages forward
 has come back to b. Until then r can only run Fs, without a pair, or idle. If u is the number of Fs
 that r runs unpaired in the whole step, the part of the window that these do not fill is idle.
 
-End. After the last F of r ends, that of a micro-batch's stage b for an F of a comes before it, the
-micro-batch still has to go forward through the stages after b, and back through all of them, and
-stage 0's weight gradients follow. r can fill this only with backwards that no pair holds. There
-are as many as unpaired Fs, u.
+End. After the last F of r ends (of stage b, as the F of a comes before it), its micro-batch still
+has to go forward through the stages after b, and back through all of them, and stage 0's weight
+gradients follow. r can fill this only with backwards that no pair holds. There are as many as
+unpaired Fs, u.
 
 Work. All F, I and W of r, less what pairs save: there are 2M - u of them, and none saves more than
 (1 - k) x (the F + the B). With u Fs unpaired the most is saved if the most expensive Fs and Bs are
@@ -103,19 +103,19 @@ class _Bound:
         tail += self.way_up(end, 0) + self._up[0] + self._weight_grad[0]
         forwards = sorted([self._forward[s] for s in stages] * micro_batches, reverse=True)
         backwards = sorted([self._backward[s] for s in stages] * micro_batches, reverse=True)
-        dearest_forwards = list(accumulate(forwards, initial=0.0))
-        dearest_backwards = list(accumulate(backwards, initial=0.0))
+        costliest_forwards = list(accumulate(forwards, initial=0.0))
+        costliest_backwards = list(accumulate(backwards, initial=0.0))
         saving = max(0.0, 1.0 - self._factor[rank])
         least = inf
         for unpaired in range(2 * micro_batches + 1):
             pairs = 2 * micro_batches - unpaired
-            saved = saving * (dearest_forwards[pairs] + dearest_backwards[pairs])
+            saved = saving * (costliest_forwards[pairs] + costliest_backwards[pairs])
             held = min(unpaired, cap)
-            in_window = max(0.0, window - dearest_forwards[held])
-            in_tail = max(0.0, tail - dearest_backwards[held])
+            in_window = max(0.0, window - costliest_forwards[held])
+            in_tail = max(0.0, tail - costliest_backwards[held])
             # Without pairs, the last F may come before the first backward.
             apart = pairs or cap < 2 * micro_batches
             idle = in_window + in_tail if apart else max(in_window, in_tail)
             least = min(least, idle - saved)
-        work = dearest_forwards[-1] + dearest_backwards[-1]
+        work = costliest_forwards[-1] + costliest_backwards[-1]
         return start + work + least + self._after[rank]

@@ -140,7 +140,7 @@ class Orders:
         turns and where it ends, and elsewhere by the way round. The same for a B in a pair.
         """
         f0 = f1 = b0 = b1 = split = 0  # split: Is, each of which leaves a W
-        above = 1 - self.cap  # the cap wants so many Ws done before the next F
+        above = 1 - self.cap  # how many Ws the cap wants done before the next F
         made, (weights0, weights1) = self._made[rank], self.weights[rank]
         ops, weights = [], []
         for letter in word:

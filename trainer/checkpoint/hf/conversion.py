@@ -119,7 +119,7 @@ def plan_conversion(source: Checkpoint, choice: Choice, without_mtp: bool) -> Co
 
 
 def _config(source: Mapping[str, Any], choice: Choice, depth: int) -> dict[str, Any]:
-    """config.json of the target: the source's, but for types, MTP depth and `auto_map`, which
+    """config.json of the target: the source's, except for types, MTP depth and `auto_map`, which
     names Python files that are not carried over."""
     config = {key: value for key, value in source.items() if key != "auto_map"}
     for key in _MTP_KEYS:

@@ -60,14 +60,14 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
     not finite, and where another process is writing `target`; Stopped for Ctrl-C, which says
     whether `target` is the new one.
     """
-    begun, before = time.monotonic(), _identity(target)
+    started, before = time.monotonic(), _identity(target)
     try:
         _convert(conversion, target, progress)
     except KeyboardInterrupt as error:
         written = _identity(target) not in (None, before)
         what = f"{target} is written and whole" if written else "nothing written"
         raise Stopped(signal.SIGINT, f"stopped by Ctrl-C, {what}") from error
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def _identity(folder: Path) -> int | None:
