@@ -1,5 +1,5 @@
 """Imported first by every script here: what runs is the checkout that the script lies in, not
-another one that is installed, and a signal while all else is imported ends it in one line."""
+another one that is installed, and a signal during the other imports ends it in one line."""
 
 from __future__ import annotations
 

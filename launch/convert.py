@@ -35,7 +35,7 @@ examples:
 fp8 is for the matrices of attention and MLPs, in blocks of 128 x 128 with a float32 scale each, and
 bfloat16 for the rest, as in the released checkpoints; the router bias is float32 in every type.
 Tokenizer, generation config and licences are copied along; Python files are not. What the headers
-of SOURCE tell is checked before anything is written, values that are not finite are found on the
+of SOURCE say is checked before anything is written, values that are not finite are found on the
 way, and TARGET gets its name only when it is whole. The exit code is 0; 1 for a checkpoint that is
 wrong or cannot be written; 2 for a config.json that is not supported or wrong arguments; 130 for
 Ctrl-C. docs/weights.md has more.
@@ -73,16 +73,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _require_used(options: argparse.Namespace) -> None:
-    """Raise ConfigError for an option that says nothing beside the others."""
+    """Raise ConfigError for an option that has no effect with the others."""
     if options.target is not None:
         return
     what = "--check" if options.check else "--print-config"
     unused = ["dtype", "without_mtp", "overwrite", *(["json"] if options.print_config else [])]
     for name in unused:
         if getattr(options, name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} says nothing beside {what}: leave it out"
-            )
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect with {what}: leave it out")
 
 
 def _run(options: argparse.Namespace) -> int:

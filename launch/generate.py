@@ -37,7 +37,7 @@ prompt_tokens, new_tokens, ended, limit, prompt_seconds, seconds, tokens_per_sec
 tokens_per_forward, acceptance}, with --compare also greedy, the same numbers of plain decoding, and
 speed_up. Rates do not count the first token; acceptance is the share of the drafts of each MTP
 depth that held. The exit code is 0; 1 for a checkpoint that cannot be used; 2 for wrong arguments;
-130 for Ctrl-C, 141 where nobody reads on. docs/generation.md has more.
+130 for Ctrl-C, 141 where nobody reads the output. docs/generation.md has more.
 """
 NEW_TOKENS = 200
 
@@ -65,15 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     given.add_argument("--prompt-file", type=Path, metavar="FILE", help="a file with one prompt")
     lines = "a file with a prompt on each line; JSON lines if it is named .jsonl"
     given.add_argument("--prompts", type=Path, metavar="FILE", help=lines)
-    add("--prompt-field", metavar="NAME", help="of JSON lines: the field of the prompt (prompt)")
+    add("--prompt-field", metavar="NAME", help="field of a JSON line with the prompt (prompt)")
     usual = f"at most N new tokens per prompt ({NEW_TOKENS}, or what there is room for)"
     add("--max-new-tokens", type=int, metavar="N", help=usual)
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     add("--top-p", type=float, metavar="P", help="only the most likely tokens, of P together (1)")
-    add("--seed", type=int, metavar="S", help="of the first prompt's random choices (0)")
+    add("--seed", type=int, metavar="S", help="seed of the first prompt's random choices (0)")
     add("--speculative", action="store_true", help="draft tokens with the MTP modules; greedy only")
     add("--compare", action="store_true", help="--speculative and plain: compare tokens and rates")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="to compute in")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="type to compute in")
     add("--tokenizer", metavar="PATH", help="tokenizer.json, or a folder with it (that of DIR)")
     add("--no-echo", action="store_true", help="print the new text without its prompt")
     add("--json", action="store_true", help="print one JSON object per prompt, no text as it comes")

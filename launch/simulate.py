@@ -101,10 +101,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.schedule != SEARCHED and SEARCHED not in (options.compare or ()):
         parser.refuse(options, SEARCHING, f"without --schedule {SEARCHED}")
     if options.search_moves is not None:
-        parser.refuse(options, ["--search-seconds"], "beside --search-moves")
+        parser.refuse(options, ["--search-seconds"], "with --search-moves")
     for table in ("schedule_file", "measured"):
         if getattr(options, table):
-            has_them = f"beside --{table.replace('_', '-')}, whose table has a size of its own"
+            has_them = f"with --{table.replace('_', '-')}, whose table has its own size"
             parser.refuse(options, ["--ranks", "--micro-batches"], has_them)
     if not (options.svg or options.png):
         parser.refuse(options, ["--transfers"], "without --svg or --png")
@@ -125,10 +125,12 @@ def _parser() -> CommandParser:
     which = parser.add_mutually_exclusive_group()
     name, names = types.name_of("schedule", NAMES), f"{', '.join(NAMES)} ({DEFAULT})"
     which.add_argument("--schedule", type=name, metavar="NAME", help=names)
-    which.add_argument("--schedule-file", type=Path, metavar="FILE", help="a table, as of --table")
+    which.add_argument(
+        "--schedule-file", type=Path, metavar="FILE", help="a table, as --table writes it"
+    )
     add = parser.add_argument
     add("--ranks", type=count, metavar="P", help="pipeline ranks")
-    add("--micro-batches", type=count, metavar="M", help="of all flows together")
+    add("--micro-batches", type=count, metavar="M", help="in all flows together")
     add("--costs", type=Path, metavar="FILE", help="costs as YAML; the options below override it")
     for key, text in COSTS.items():
         metavar = "K" if key == "pair_factor" else "T"
@@ -153,7 +155,9 @@ def _parser() -> CommandParser:
     add_search("--search-moves", type=types.whole_number(0), metavar="N", help=moves)
     cap, memory = "activations that a rank holds at most (P + 1/2)", types.number(0, MOST)
     add_search("--memory-cap", type=memory, metavar="A", help=cap)
-    add_search("--seed", type=types.whole_number(0), metavar="N", help="of the random moves (0)")
+    add_search(
+        "--seed", type=types.whole_number(0), metavar="N", help="seed of the random moves (0)"
+    )
     return parser
 
 

@@ -68,7 +68,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.costs:
-        parser.refuse(options, ["--stage", "--pair-factor"], "beside --costs")
+        parser.refuse(options, ["--stage", "--pair-factor"], "with --costs")
     if not options.schedules:
         parser.refuse(options, ["--within"], "with --schedules none")
         if not options.torch:
@@ -97,7 +97,7 @@ def _parser() -> CommandParser:
     ranks = types.whole_number(1, MOST_RANKS)
     add("--ranks", type=ranks, default=8, metavar="P", help="pipeline ranks, a process each (8)")
     count = types.whole_number(1)
-    add("--micro-batches", type=count, default=16, metavar="M", help="of all flows together (16)")
+    add("--micro-batches", type=count, default=16, metavar="M", help="in all flows together (16)")
     stage = "milliseconds of F, of I and of W of a full stage, one P-th of the model (60)"
     add("--stage", type=above_zero, metavar="MS", help=stage)
     factor = "cost of an overlapped pair over the sum of its parts (1)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TandemError(Exception):
-    """Something that one line explains to the person at the console; no traceback is needed.
+    """A failure that one line explains to the person at the console, without a traceback.
 
     exit_code: what a command that ends with it returns: 1, or 2 where the user asked for what
     cannot be run (a config, a table, arguments).
@@ -14,7 +14,7 @@ class TandemError(Exception):
 
 
 class LostRankError(TandemError):
-    """Other ranks do not answer. speaks: whether this is the rank that has to say it."""
+    """Other ranks do not answer. speaks: whether this is the rank that reports it."""
 
     def __init__(self, message: str, speaks: bool) -> None:
         super().__init__(message)

@@ -398,7 +398,7 @@ def test_what_came_between_is_not_removed(tmp_path: Path) -> None:
     old, new = (scratch(folder) / name for name in ("old", "new"))
     new.mkdir(parents=True)
     shutil.copytree(folder, old)
-    with pytest.raises(CheckpointError, match="is there again"):
+    with pytest.raises(CheckpointError, match="exists again"):
         OutputFolder(folder)
     assert Checkpoint(folder).names() == Checkpoint(old).names() == ["a"]
     shutil.rmtree(folder)

@@ -142,7 +142,7 @@ def test_companions_that_are_links_out_of_the_checkpoint_are_refused(
         assert read_companions(_config(source, None)).files["tokenizer.model"] == b"secret"
         return
     link = source / "tokenizer.model"
-    with pytest.raises(CheckpointError, match=f"^{link}: is a link to /.*, which is no file of"):
+    with pytest.raises(CheckpointError, match=f"^{link}: is a link to /.*, which is not a file of"):
         read_companions(_config(source, None))
     with pytest.raises(CheckpointError, match=f"^{link}: is a link to"):
         read_companions(_config(None, source))

@@ -163,8 +163,11 @@ def test_every_key_is_documented_and_has_limits() -> None:
             "--run.dtype float64",
             "--run.dtype is now called --precision.parameters: set that instead",
         ),
-        ("configs/x.yaml", "'configs/x.yaml' is no option; did you mean --config configs/x.yaml?"),
-        ("--run.steps 3 again", "'again' is no option"),
+        (
+            "configs/x.yaml",
+            "'configs/x.yaml' is not an option; did you mean --config configs/x.yaml?",
+        ),
+        ("--run.steps 3 again", "'again' is not an option"),
         ("--run.steps", "--run.steps needs a value"),
         ("--config", "--config needs a value"),
         (

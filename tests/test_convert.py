@@ -228,9 +228,9 @@ def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
         for what in ("--check", "--print-config"):
             assert main(["a", what, *unused.split()]) == 2
             err = capsys.readouterr().err
-            assert err.count("\n") == 1 and f"{unused.split()[0]} says nothing beside {what}" in err
+            assert err.count("\n") == 1 and f"{unused.split()[0]} has no effect with {what}" in err
     assert main(["a", "--print-config", "--json"]) == 2
-    assert "--json says nothing beside --print-config" in capsys.readouterr().err
+    assert "--json has no effect with --print-config" in capsys.readouterr().err
     for arguments in ([], ["a"], ["a", "b", "--check"], ["a", "b", "--dtype", "int4"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)

@@ -33,7 +33,7 @@ def test_places_that_are_refused(
     (tmp_path / "link").symlink_to(source)
     for target, word in {
         source: "outside", source / "inside": "outside", tmp_path: "outside",
-        tmp_path / "link": "outside", tmp_path / "other": "no checkpoint",
+        tmp_path / "link": "outside", tmp_path / "other": "not a checkpoint",
     }.items():  # fmt: skip
         assert main([str(source), str(target), "--overwrite"]) == 1
         assert word in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from tests.commands import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINK = re.compile(r"\[([^\]\n]*(?:\n[^\]\n]*)?)\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[([^\]\n]*(?:\n[^\]\n]*)?)\]\(\s*([^)\s]+)\s*\)")
 
 
 def anchors(page: Path) -> set[str]:

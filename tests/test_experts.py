@@ -195,7 +195,11 @@ def test_dispatch_sends_a_token_once_to_a_rank_and_gives_what_one_rank_gives(wor
 
 @pytest.mark.parametrize(
     ("held", "words"),
-    [(((0, 1), (2,)), "as many"), (((0, 1), (1, 3)), r"\[2\]"), (((0, -1), (1, 2)), "no rank")],
+    [
+        (((0, 1), (2,)), "equally many"),
+        (((0, 1), (1, 3)), r"\[2\]"),
+        (((0, -1), (1, 2)), "no rank"),
+    ],
 )
 def test_a_table_places_every_expert_and_as_many_on_each_rank(
     held: tuple[tuple[int, ...], ...], words: str

@@ -83,7 +83,7 @@ def test_ranks_that_read_different_text_do_not_train(
     monkeypatch.setenv("FAULT", "text")
     (tmp_path / "other.txt").write_text("another text " * 100)
     code, _, err = finish(start(tmp_path, "--config", TINY, script=FAILING))
-    assert code == 1 and "rank 1 has another text" in err and err.count("\n") == 0, err
+    assert code == 1 and "rank 1 has a different text" in err and err.count("\n") == 0, err
     assert not (tmp_path / "runs/tiny/metrics.jsonl").exists()
 
 

@@ -55,7 +55,7 @@ F, B = '["F", 0, 0, 0]', '["B", 0, 0, 0]'
 MALFORMED = [
     ("", "is not JSON"),
     ("[" * 100_000, "is not JSON"),
-    ("\xff", "is no text"),
+    ("\xff", "is not text"),
     ("[]", "must be"),
     ("{}", "must be"),
     (f'{{"rank0": [{F}], "rank0": [{F}]}}', "'rank0' is there more than once"),

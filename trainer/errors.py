@@ -16,7 +16,7 @@ class DataError(TandemError):
 
 
 class RunError(TandemError):
-    """The run cannot start or go on."""
+    """The run cannot start or continue."""
 
 
 class CheckpointError(RunError):

@@ -1,6 +1,6 @@
 """The routed experts of one rank: SwiGLU MLPs, computed as grouped matrix products.
 
-Shapes: N tokens received, K choices a token, P (token, choice) pairs that fall on this rank, E
+Shapes: N tokens received, K choices per token, P (token, choice) pairs that fall on this rank, E
 experts here, D model width, I inner width.
 """
 

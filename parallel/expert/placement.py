@@ -14,7 +14,7 @@ from parallel.errors import TandemError
 
 
 class PlacementError(TandemError):
-    """A table that does not place every expert, or not as many on each rank."""
+    """A table that leaves an expert out, or does not give every rank equally many."""
 
     exit_code = 2
 
@@ -23,8 +23,8 @@ class PlacementError(TandemError):
 class ExpertPlacement:
     """held: by rank of the expert group, the experts that it holds, in the order of its slots.
 
-    Every rank holds as many; every expert from 0 on is held somewhere, some perhaps more than once.
-    Raises PlacementError otherwise.
+    Every rank holds equally many, and every expert from 0 on is held somewhere, possibly more than
+    once. Raises PlacementError otherwise.
     """
 
     held: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class ExpertPlacement:
         if len({len(slots) for slots in self.held}) != 1:
             raise PlacementError(
                 f"experts by rank {[len(slots) for slots in self.held]}: every rank of an expert "
-                "group must hold as many"
+                "group must hold equally many"
             )
         missing = set(range(self.experts)) - set(self.homes)
         if missing or min(self.homes) < 0:
@@ -76,8 +76,8 @@ class ExpertPlacement:
         return self.ranks * self.slots > self.experts
 
     def homes_by_copy(self) -> Sequence[Sequence[tuple[int, int]]]:
-        """[copies][experts]: (rank, slot) of the c-th copy of each expert, going round where an
-        expert has fewer copies than the one that has most."""
+        """[copies][experts]: (rank, slot) of the c-th copy of each expert, cycling through the
+        copies of an expert that has fewer than the most."""
         most = max(map(len, self.homes.values()))
         return [
             [self.homes[e][copy % len(self.homes[e])] for e in range(self.experts)]

@@ -1,4 +1,4 @@
-"""Files to be written whose names a person gave: tried before a long computation, then written."""
+"""Output files named by the user: tried before a long computation, then written."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ class OutputError(TandemError):
 
 
 class WriteError(TandemError):
-    """A file that could be opened, but not written to its end."""
+    """A file that could be opened, but not written completely."""
 
 
 def require_outputs(files: Mapping[str, Path], outputs: Collection[str]) -> None:
-    """Raise OutputError unless each of `outputs` can be written and is no other file too.
+    """Raise OutputError unless each of `outputs` can be written and differs from all other files.
 
-    files: those read and those to be written, by the option that names them. Folders are made; what
-    is in a file stays; no file is left that was not there.
+    files: those read and those to be written, by the option that names them. Missing folders are
+    made; a file keeps its content, and no new file is left.
     """
     taken: dict[Path, str] = {}
     for option, path in files.items():
         other = taken.setdefault(path.resolve(), option)
         if option in outputs:
             if other != option:
-                raise OutputError(f"{other} and {option} are one file: {path}")
+                raise OutputError(f"{other} and {option} are the same file: {path}")
             _require_writable(option, path)
 
 
 def write_file(path: Path | str, content: str | bytes) -> None:
-    """Write a file, its folder made if need be, in place of an older one or of a link to one.
+    """Write a file, making its folder if necessary, in place of an older one or a link to one.
 
     Raises WriteError in one line that names it; the older file is then as it was.
     """

@@ -1,4 +1,4 @@
-"""YAML as plain values: no tags, which make objects, and nothing that makes small files vast."""
+"""YAML as plain values: no tags, which make objects, and no aliases, which inflate small files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def plain_yaml(text: str) -> Any:
     """The value of a YAML document.
 
     Raises ValueError, in one line without the name of the file, for anything that is not one: bad
-    YAML, an alias, a value that Python has not (a 13th month), or nesting beyond all use.
+    YAML, an alias, a value that Python cannot represent (a 13th month), or nesting too deep.
     """
     try:
         return yaml.load(text, _ValueLoader)
@@ -45,7 +45,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 class _ValueLoader(PlainLoader):
-    """Makes values: an alias would make vast ones of small files, or endless ones."""
+    """Makes values, without aliases: those can turn a small file into a huge or endless value."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

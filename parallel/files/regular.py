@@ -50,7 +50,7 @@ def read_regular(
     except OSError as reason:
         raise error(f"{name}: cannot be read ({reason.strerror})") from reason
     if len(content) > most:
-        raise error(f"{name}: is larger than {most:,} bytes, which no such file should be")
+        raise error(f"{name}: is larger than {most:,} bytes, too large for such a file")
     return content
 
 
@@ -62,4 +62,4 @@ def read_text(
         return read_regular(path, most, error, name).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         where = f"{reason.reason} at byte {reason.start}"
-        raise error(f"{name or path}: is no text in UTF-8 ({where})") from None
+        raise error(f"{name or path}: is not text in UTF-8 ({where})") from None

@@ -1,4 +1,4 @@
-"""Values and names from outside, as one short printable line can show them."""
+"""Values and names from outside, each as one short printable line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import reprlib
 
 
 def shown(value: object) -> str:
-    """What Python calls `value`, shortened: of any size, of any depth, or within itself."""
+    """The repr of `value`, shortened: whatever its size or depth, even if it contains itself."""
     return printable(_Short().repr(value))
 
 
 def printable(text: object) -> str:
-    """`text` with what a terminal would act on, or cannot show, escaped: on one line."""
+    """`text` on one line, with everything escaped that a terminal would act on or cannot show."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 

@@ -1,4 +1,4 @@
-"""Where the gradient of a weight adds up."""
+"""Where the gradient of a weight accumulates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def gradient_of(weight: Tensor) -> Tensor:
-    """The buffer that the gradients of all micro-batches of `weight` are added to.
+    """The buffer to which each micro-batch adds its gradient of `weight`.
 
     It must exist: parallel/reduce/gradients.py makes it, as a view of a flat buffer.
     """
@@ -19,5 +19,5 @@ def gradient_of(weight: Tensor) -> Tensor:
 
 
 def set_gradient(parameter: nn.Parameter, buffer: Tensor) -> None:
-    """Let the gradients of `parameter` add up in `buffer`, of its shape."""
+    """Let the gradients of `parameter` accumulate in `buffer`, which has its shape."""
     parameter.grad = buffer

@@ -1,7 +1,7 @@
 """The executor: runs one rank's lowered program on real stages.
 
-For each step it posts the receives, runs the item, and issues the sends; an item waits only for
-its own inputs. It knows tensors and passes, and neither layers nor what the loss is.
+For each step it posts the receives, runs the item, and issues the sends; an item waits only for its
+own inputs. It knows tensors and passes, but neither layers nor the loss.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Executor:
 
     stages: by (flow, stage). transport: None for a pipeline of one rank. overlap: run the two
     passes of an Overlap interleaved and weight gradients while collectives are in flight; off,
-    everything runs one after the other and every collective is waited for at once. on_item: called
+    everything runs in sequence and every collective is waited for immediately. on_item: called
     after each item with its start and end, in seconds of time.monotonic; waits for messages come
     before the start.
     """
@@ -93,8 +93,8 @@ class Executor:
     def run(self, micro_batches: MicroBatches) -> StepResult:
         """Run the whole program once. micro_batches(flow, n): the n-th of a flow, for the stages.
 
-        Gradients add up where the layers' weights keep them. Raises whatever a stage raises;
-        messages may then be under way, and the pipeline cannot be used again.
+        Gradients accumulate where the layers' weights keep them. Raises whatever a stage raises;
+        messages may then be in flight, and the pipeline cannot be used again.
         """
         return _Run(self, micro_batches).go()
 
@@ -186,7 +186,8 @@ class _Run:
         yield from passing.tape.backward(self.timing(action))
         if passing.x is not None and passing.x.grad is not None:
             self.hand_over(action, passing.x.grad)
-        # What hides nothing more must not delay the gradient that the previous stage waits for.
+        # Weight gradients that hide nothing must not delay the gradient that the previous stage
+        # waits for.
         self.send_ready()
         passing.x = passing.y = None
         if action.kind == "B":
@@ -206,7 +207,7 @@ class _Run:
         return WeightTiming.WHILE_IN_FLIGHT if overlap else WeightTiming.AT_ONCE
 
     def input(self, action: Action, label: str) -> Tensor | None:
-        """What the action computes on, waited for; None where it starts from the micro-batch."""
+        """Wait for the input of the action; None where it starts from the micro-batch."""
         message = received(self.executor.schedule, action)
         if message is None:
             return self.handed_over.pop((_direction(action), _key(action)), None)

@@ -1,8 +1,8 @@
 """Messages between the ranks of one pipeline, over torch.distributed.
 
 Messages up and down the ranks go through a process group each: a channel (source, destination) is
-then first in, first out and independent of the one that comes back, so that with NCCL a send
-never stands in the way of the receive that its peer waits for.
+then first in, first out and independent of the one that comes back, so that with NCCL a send never
+blocks the receive that its peer waits for.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Transport:
     """Sends and receives tensors of one shape and dtype, to and from the other pipeline ranks.
 
     rank: this pipeline rank. ranks: world ranks by pipeline rank. up, down: groups over all of
-    them, for messages to higher and to lower pipeline ranks. unreceived: sends that may be under
-    way on a channel before the oldest is waited for, which frees its tensor; the check proves that
-    this cannot deadlock.
+    them, for messages to higher and to lower pipeline ranks. unreceived: sends that may be in
+    flight on a channel before the oldest is waited for, which frees its tensor; the check proves
+    that this cannot deadlock.
     """
 
     rank: int
@@ -76,7 +76,7 @@ class Transport:
         return Receive(_in_group(work), buffer)
 
     def send(self, message: Message, tensor: Tensor) -> None:
-        """Start to send `tensor`, which must not change before `finish`."""
+        """Start sending `tensor`, which must not change before `finish`."""
         tensor = tensor.contiguous()
         work = dist.isend(tensor, self.ranks[message.destination], group=self._group(message))
         queue = self._sent.setdefault(message.destination, deque())

@@ -1,4 +1,4 @@
-"""What whoever has started this process says of its place: the variables that torchrun sets."""
+"""This process's place among the ranks, from the environment variables that torchrun sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 def place_from_environment() -> Place | None:
-    """None where no RANK is set: nobody has started this process as one of several.
+    """None where no RANK is set: this process was not started as one of several.
 
     Raises LaunchError for variables that are missing or do not go together.
     """
@@ -40,4 +40,6 @@ def place_from_environment() -> Place | None:
         if place.rank < place.world and place.local_rank < place.local_world <= place.world:
             return place
     said = " ".join(f"{name}={text}" for name, text in given.items())
-    raise LaunchError(f"the environment is that of no rank: {said}: unset RANK, or use torchrun")
+    raise LaunchError(
+        f"the environment does not describe a rank: {said}: unset RANK, or use torchrun"
+    )

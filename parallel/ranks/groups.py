@@ -27,6 +27,6 @@ def make_groups(
 
 
 def patient_world(timeout: timedelta) -> dist.ProcessGroup | None:
-    """A second group of the whole world, for what takes ranks longer apart than a collective of
-    training may take; None where there is one process. Collective over the world."""
+    """A second group of the whole world, for work that ranks do separately and that may take longer
+    than a collective in training; None where there is one process. Collective over the world."""
     return dist.new_group(timeout=timeout) if dist.is_initialized() else None

@@ -50,7 +50,7 @@ class Process:
 def join(process: Process, device: torch.device, timeout: timedelta, init_method: str) -> RollCall:
     """Make the world's process group, if there is more than one process.
 
-    Returns what tells, when a collective fails, who is missing.
+    Returns the roll call, which says who is missing when a collective fails.
     """
     if device.type == "cuda":
         # One connection lets a communication kernel block computation that could hide it

@@ -1,8 +1,8 @@
-"""Who is missing when a collective fails: told by what each rank has left in the store.
+"""Who is missing when a collective fails, from the notes that each rank leaves in the store.
 
-A rank whose collective fails answers. One that does not within seconds is stopped, hangs or is
-gone. Each notes what it is doing as it goes on, from its main thread, so that the others can say
-where it was seen last.
+A rank whose collective fails answers. One that does not answer within seconds is stopped, hangs or
+is gone. The main thread of each rank keeps noting what it is doing, so that the others can say
+where it was last seen.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ class RollCall:
     _pace: float = field(default=0.0, init=False)  # seconds between the last two notes
 
     def note(self, doing: str) -> None:
-        """Leave word of what this rank does from now on, such as "in step 17"; only if it can."""
+        """Note what this rank does from now on, such as "in step 17", if it still can."""
         now = time.monotonic()
         self._pace, self._noted = now - self._noted, now
         if self.store is not None:
-            with suppress(RuntimeError):  # the store may have gone with whoever started the ranks
+            with suppress(
+                RuntimeError
+            ):  # the store may have gone with the process that started the ranks
                 self.store.set(f"seen/{self.rank}", f"{time.time()} {doing}")
 
     @contextmanager
     def held_on_failure(self, enough: Callable[[], bool]) -> Iterator[None]:
-        """Within, a collective that fails for want of another rank raises LostRankError, which
-        names the ranks that do not answer within seconds, or sooner where `enough` becomes true.
+        """Within this context, a collective that fails because another rank is missing raises
+        LostRankError, which names the ranks that do not answer within seconds, or sooner where
+        `enough` becomes true.
         """
         try:
             yield
@@ -58,7 +61,7 @@ class RollCall:
 
     def _who_is_missing(self, error: RuntimeError, enough: Callable[[], bool]) -> LostRankError:
         found: list[LostRankError] = []
-        # In a thread: if the store's host has stopped, what is asked of it never returns.
+        # In a thread: if the store's host has stopped, a request to it never returns.
         asking = threading.Thread(target=lambda: found.append(self._ask(error)), daemon=True)
         asking.start()
         deadline = time.monotonic() + self._patience() + 1.0
@@ -71,7 +74,7 @@ class RollCall:
         return LostRankError(f"{who} does not answer", first)
 
     def _ask(self, error: RuntimeError) -> LostRankError:
-        """Answer, and wait for the others to."""
+        """Answer, and wait for the others to answer."""
         assert self.store is not None
         self.store.set(f"here/{self.rank}", "")
         dist.destroy_process_group()  # who waits for this rank in the world's group fails in turn
@@ -89,8 +92,8 @@ class RollCall:
         return LostRankError(who + self._last_seen(silent[0]), first)
 
     def _patience(self) -> float:
-        """Ranks that wait, in a chain, for the one that is missing have started to within a step
-        of each other, and so give up within a step."""
+        """Seconds to wait. Ranks that wait for the missing one, in a chain, started waiting within
+        one step of each other, so they also give up within one step."""
         return _PATIENCE + min(self._pace, _MOST_APART)
 
     def _last_seen(self, rank: int) -> str:

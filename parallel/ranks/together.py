@@ -1,4 +1,4 @@
-"""An error on one rank is an error on all: for what ranks do apart and must all have done."""
+"""An error on one rank is an error on all: for work that ranks do separately but all must do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def together(action: Callable[[], T], patient: dist.ProcessGroup | None = None) 
 
 
 def start_together(group: dist.ProcessGroup | None = None, delay: float = 0.02) -> float:
-    """Sleep until one moment on all ranks of `group`, at least `delay` seconds from now.
+    """Sleep until the same moment on all ranks of `group`, at least `delay` seconds from now.
 
     Returns it, in seconds of time.monotonic. Collective.
     """

@@ -35,7 +35,7 @@ class Gradients:
     """The gradients of this rank's parameters: flat buffers, one for each set of copies.
 
     The gradient of each parameter is a view of one, so that accumulating needs no copy and a
-    reduction is one collective a set.
+    reduction is one collective per set.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The check: proves that a schedule table is complete, ordered and free of deadlocks.
 
-First the table: every action there exactly once and on its rank, and the program orders can all
-be followed. Then the messages that the lowering adds (check_messages.py).
+First the table: every action is there exactly once, on its rank, and all programs can be followed
+to their ends. Then the messages that the lowering adds (check_messages.py).
 Each violation is one line that names the rank, the position in its program and the action.
 """
 
@@ -24,7 +24,7 @@ SLOT_OF_KIND = {"F": "F", "B": "B or I", "I": "B or I", "W": "W"}
 
 @dataclass(frozen=True)
 class Report:
-    """What a table that holds its promises needs.
+    """What a valid table needs.
 
     peak_in_flight: activations held at once, by rank, in full stages (one P-th of the model each).
     messages: sent in one step of training, by all ranks. lowered: the table with them.
@@ -37,7 +37,7 @@ class Report:
 
 @collector_paused()
 def check(schedule: Schedule) -> Report:
-    """Check a table, and its lowering; raise ScheduleError that names the first violation.
+    """Check a table, and its lowering; raise a ScheduleError that names the first violation.
 
     A table with `training=False` has forwards only; any other has, for every micro-batch on every
     stage, one F and then one B, or one F, one I and one W in this order.
@@ -90,7 +90,8 @@ def _needs(action: Action, last_stage: int) -> list[Slot]:
 
 
 def _check_actions(schedule: Schedule) -> dict[Slot, tuple[int, int, Action]]:
-    """Every action is known, on its rank, and there once; where each slot is filled."""
+    """Check that every action is known, on its rank and unique; returns where each slot is
+    filled."""
     if len(schedule.programs) != schedule.ranks:
         raise ScheduleError(f"{len(schedule.programs)} programs for {schedule.ranks} ranks")
     if schedule.micro_batches % schedule.flows:
@@ -121,7 +122,7 @@ def _check_actions(schedule: Schedule) -> dict[Slot, tuple[int, int, Action]]:
 
 
 def _check_order(schedule: Schedule, seen: dict[Slot, tuple[int, int, Action]]) -> None:
-    """All programs can be followed to their ends: whatever an item waits for comes before it."""
+    """Check that all programs can be followed: whatever an item waits for comes before it."""
     walk: Walk[Slot] = Walk()
     done: set[Slot] = set()
     positions = [0] * schedule.ranks

@@ -1,4 +1,4 @@
-"""The check of a lowered table: its messages match, and no order of waiting stops it.
+"""The check of a lowered table: its messages match, and it cannot deadlock.
 
 Every channel is first in first out, sends and receives are matched one to one and in order, and
 there is no deadlock even where a send blocks until its receive is posted.
@@ -37,7 +37,8 @@ def _text(messages: tuple[Message, ...]) -> str:
 
 
 def _check_channels(lowered: Lowered) -> None:
-    """On every channel the receives are what is sent, one to one and in the same order."""
+    """Check that on every channel the receives match the sends, one to one and in the same
+    order."""
     sends: dict[Channel, list[tuple[int, Item, Message]]] = defaultdict(list)
     receives: dict[Channel, list[tuple[int, Item, Message]]] = defaultdict(list)
     for rank, program in enumerate(lowered.programs):
@@ -66,7 +67,7 @@ def _check_channels(lowered: Lowered) -> None:
 
 
 def _check_rendezvous(lowered: Lowered) -> None:
-    """No deadlock even where a send blocks until the matching receive is posted."""
+    """Check that there is no deadlock even where a send blocks until its receive is posted."""
     walk: Walk[Event] = Walk()
     happened: set[Event] = set()
     positions = [0] * len(lowered.programs)

@@ -1,4 +1,4 @@
-"""The cycle collector, out of the way of large tables."""
+"""Keeping Python's cycle collector away from large tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Run without the cycle collector, which would search millions of actions and messages again
-    and again for cycles that they do not have: a third to half of the time."""
+    """Run without the cycle collector, which would repeatedly search millions of actions and
+    messages for cycles that they do not have, in a third to half of the run time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -5,8 +5,8 @@
 
 A program is a generator. It yields the event that it is blocked on, if that has not happened yet,
 and is resumed once it has; it calls `walk.happen(event)` for each event that it brings about. The
-walk forgets events: whoever has to know later that one has happened notes it, with its time or
-whatever belongs to it.
+walk forgets events: a program that must know later that one has happened notes it, with its time or
+whatever else it needs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Walk(Generic[Event]):
             self._awake += self._blocked.pop(event)
 
     def follow(self, programs: Iterable[Iterator[Event]]) -> dict[int, Event]:
-        """Run the programs, one for each rank, as far as they go.
+        """Run the programs, one per rank, as far as they go.
 
-        Returns, by rank, the event that it waits for in vain; empty where all have ended.
+        Returns, by stuck rank, the event that it waits for; empty if all have ended.
         """
         ranks = list(programs)
         self._awake = list(range(len(ranks)))

@@ -74,7 +74,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Lowered:
-    """A schedule with its communication: one program of steps a rank."""
+    """A schedule with its communication: one program of steps per rank."""
 
     schedule: Schedule
     programs: tuple[tuple[Step, ...], ...]
@@ -229,7 +229,7 @@ def _ends(
 def _posting_positions(
     messages: list[tuple[Message, float]], uses: dict[Message, int], ends: list[int], ahead: int
 ) -> list[int]:
-    """Where to post one channel's receives, in its send order. Takes what it finds from `uses`.
+    """Where to post one channel's receives, in its send order. Removes what it finds from `uses`.
 
     messages: with the end of the item that sends. ends: of the receiver's items.
     """

@@ -1,7 +1,7 @@
-"""What a schedule is asked for with: a name, ranks and micro-batches; their limits and errors.
+"""What a schedule is requested by: a name, ranks and micro-batches; their limits and errors.
 
-A config has keys for these and a command has options. An error says them in neutral words, and
-`worded` in those of whoever asked.
+A config has keys for these and a command has options. An error has neutral words for them; `worded`
+puts in the words of the caller.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST_CELLS = 2**18
 
 
 class Setting(Enum):
-    """Something that a schedule is asked for with; the value is its neutral word."""
+    """One of the things that a schedule is requested by; the value is its neutral word."""
 
     SCHEDULE = "schedule"
     RANKS = "ranks"
@@ -27,7 +27,7 @@ class Setting(Enum):
 class SettingError(ScheduleError):
     """Settings that no table can be made for.
 
-    parts: of the line; a Setting stands for the word, key or option that it goes by.
+    parts: of the line; a Setting stands for the word, key or option that names it.
     """
 
     def __init__(self, *parts: str | Setting) -> None:
@@ -43,8 +43,8 @@ class SettingError(ScheduleError):
 
 
 def require_counts(name: str, ranks: int, micro_batches: int) -> None:
-    """Raise SettingError unless there are at least one rank and one micro-batch, and not so many
-    that the table would take minutes to make."""
+    """Raise SettingError unless there are at least one rank and one micro-batch, and few enough
+    that the table does not take minutes to make."""
     for setting, count in ((Setting.RANKS, ranks), (Setting.MICRO_BATCHES, micro_batches)):
         if count < 1:
             raise SettingError(f"{name} needs ", setting, f" >= 1, got {count}")

@@ -9,8 +9,8 @@ rows. Reading proves the form only; `check` proves that the table can be run.
 
 A key "messages" may have what the lowering adds: for every message [kind, flow, stage, micro_batch,
 source, destination, sent_after, posted_before, used_by], where the last three are positions in the
-programs of the source, the destination and the destination. It is for other programs; a reader
-only makes sure that it is right.
+programs of the source, the destination and again the destination. The key is for other programs;
+reading the file only checks it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from parallel.schedule.table import (
     at,
 )
 
-MOST_BYTES = 2**28  # a table or timeline of the most actions has less than half of it
+MOST_BYTES = 2**28  # the largest table or timeline takes less than half of it
 MESSAGES = "messages"
 
 
@@ -51,7 +51,7 @@ def write_table(schedule: Schedule, path: Path | str, lowered: bool = False) -> 
 
 @collector_paused()
 def read_table(path: Path | str) -> Schedule:
-    """The training schedule of a file, called by the file's name without its suffix.
+    """The training schedule of a file, named after the file without its suffix.
 
     Raises ScheduleError, in one line that names the file, the rank and the position in its program,
     for anything that is not such a table.
@@ -62,7 +62,7 @@ def read_table(path: Path | str) -> Schedule:
     schedule = table_of_rows(rows, printable(Path(path).stem), where)
     if messages is not None and messages != _message_rows(schedule):
         raise ScheduleError(
-            f'{where}: its "{MESSAGES}" are not those that its items need: leave them out, for '
+            f'{where}: its "{MESSAGES}" are not those that its items need: leave them out, since '
             "they follow from the items"
         )
     return schedule

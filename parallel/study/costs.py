@@ -42,12 +42,12 @@ class CostModel:
     optimizer: at the end of a rank's program, for every stage it holds; as forward.
     optimizer_waits: all ranks start it together, as clipping by the norm of all gradients needs;
     if not, each starts after its own last item.
-    hop: the latency of one message from one rank to the next, the same for every stage size: a
-    V's message has as many activations as a full stage's. message_bytes, bandwidth: of a channel,
-    in bytes per unit of time; its messages go one after the other, at the latency of one.
+    hop: the latency of one message from one rank to the next, the same for every stage size: a V's
+    message has as many activations as a full stage's. message_bytes, bandwidth: of a channel, in
+    bytes per unit of time; messages occupy it one after the other, and their latencies overlap.
     activation: memory of one micro-batch's activations, from F to B or W; as forward.
-    pending_fraction: the part of it that is still held from the end of I to the end of W; a
-    number is for every stage.
+    pending_fraction: the part of it that is still held from the end of I to the end of W; a number
+    is for every stage.
     """
 
     forward: Cost = 1.0
@@ -72,7 +72,7 @@ NOTHING = CostModel(forward=0.0, input_grad=0.0, weight_grad=0.0)
 
 
 class Costs:
-    """A cost model made out for one schedule.
+    """A cost model expanded for one schedule.
 
     activation, pending: memory by stage, from F to I and from I to W.
     Raises ScheduleError for costs that do not fit its stages and ranks.

@@ -2,8 +2,8 @@
 
 Colours fall in lightness from F over I and B to W, so they hold in greyscale and for the
 colour-blind. An overlapped pair is one cell, the forward above the backward. Numbers are
-micro-batches: those of DualPipe's flow 1 are counted on from flow 0's, those of a rank's further
-stages in the same flow are underlined.
+micro-batches: those of DualPipe's flow 1 continue from flow 0's, those of a rank's further stages
+in the same flow are underlined.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 CELL_INCHES = 0.17
 MIN_WIDTH_INCHES, MAX_WIDTH_INCHES = 9.5, 30.0
 MAX_HEIGHT_INCHES = 40.0  # of all rows; with the width, a PNG of 32 million pixels
-LABEL_INCHES = 0.12  # the least from one label of a rank to the next
+LABEL_INCHES = 0.12  # least distance between the labels of two ranks
 DOTS_PER_INCH = 160
 LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES = 0.7, 0.5, 0.6
 TITLE_INCHES, BETWEEN_INCHES, AFTER_INCHES = 0.3, 0.12, 0.3
@@ -52,7 +52,7 @@ def save(
     """Draw `timeline`, and `measured` below it, into files, their format by suffix.
 
     Equal timelines give equal bytes. At most 30 by 40 inches of rows, whatever their number: cells
-    get narrower, rows lower, and what is too small for a number or a label has none.
+    get narrower, rows lower, and items too small for a number or a label have none.
     Raises WriteError where a file cannot be written.
     """
     timelines = {"": timeline}
@@ -71,7 +71,7 @@ def save(
 
 
 def draw(timelines: Mapping[str, Timeline], transfers: bool = False) -> Figure:
-    """The picture of timelines, one above the other on one scale, each with what it is."""
+    """The picture of timelines, one above the other on one scale, each with its title."""
     makespan = max(timeline.makespan for timeline in timelines.values()) or 1.0
     highest = max(max(timeline.peak_memory) for timeline in timelines.values())
     width = max(map(_width, timelines.values()))
@@ -144,7 +144,7 @@ def _axes(
 
 
 def _labelled(row_inches: float) -> int:
-    """Every how many rows a label has room."""
+    """The interval, in rows, at which labels have room."""
     return ceil(LABEL_INCHES / row_inches)
 
 

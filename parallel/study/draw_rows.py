@@ -119,13 +119,13 @@ def _add(axes: Axes, outlines: Iterable[list[Point]], **style: Any) -> None:
         points += [*outline, outline[0]]
         codes += [Path.MOVETO, *[Path.LINETO] * (len(outline) - 1), Path.CLOSEPOLY]
     if points:
-        # Not add_patch, which takes long to see how far this reaches; the limits are set.
+        # Not add_patch, which takes long to find how far this reaches; the limits are set.
         axes.add_artist(PathPatch(Path(points, codes), **style))
 
 
-def draw_numbers(axes: Axes, timeline: Timeline, look: Look, inches_a_unit: float) -> None:
-    """Each cell's micro-batch, flow 1's counted on from flow 0's, where it can be read; a line
-    below it for each stage of this flow that the rank holds before this one."""
+def draw_numbers(axes: Axes, timeline: Timeline, look: Look, inches_per_unit: float) -> None:
+    """Each cell's micro-batch where it can be read, flow 1's continuing from flow 0's; a line below
+    it for each stage of this flow that the rank holds before this one."""
     schedule = timeline.schedule
     chunks = chunk_numbers(schedule)
     digits = len(str(schedule.micro_batches - 1))
@@ -135,14 +135,14 @@ def draw_numbers(axes: Axes, timeline: Timeline, look: Look, inches_a_unit: floa
         action = cell.action
         points = min(
             NUMBER_POINTS,
-            0.86 * cell.width * inches_a_unit * 72 / (0.64 * digits),
+            0.86 * cell.width * inches_per_unit * 72 / (0.64 * digits),
             0.72 * cell.height * look.row_inches * 72,
         )
         if points < SMALLEST_POINTS:
             continue
         number = action.flow * schedule.micro_batches_per_flow + action.micro_batch
         x, y = cell.left + cell.width / 2, cell.top + cell.height / 2
-        em_right, em_down = points / 72 / inches_a_unit, points / 72 / look.row_inches
+        em_right, em_down = points / 72 / inches_per_unit, points / 72 / look.row_inches
         ink = INK_ON[action.kind]
         # Centred by hand on the height of a digit, so that all numbers stand on one line.
         baseline = y + 0.365 * em_down

@@ -1,4 +1,4 @@
-"""The tables that somebody asks for, simulated: by name, from a file, as measured, or searched."""
+"""The requested tables, simulated: by name, from a file, as measured, or searched."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SearchSettings:
 class Request:
     """What to simulate.
 
-    costs: of all. search: for the table called `searched`. progress: called while it goes on.
+    costs: of all. search: for the table called `searched`. progress: called during the search.
     name: of NAMES; without it, the table of the file, or else of the measured step, or else
     DEFAULT. file: has a table. measured: a step to set beside it.
     ranks, micro_batches: None where a file or a measured step has them. others: of NAMES, to
@@ -58,7 +58,8 @@ class Request:
 class Simulated:
     """What has been simulated.
 
-    timelines: by name, the one asked for first. left_out: others that could not be, and why.
+    timelines: by name, the one asked for first. left_out: others that could not be simulated, and
+    why.
     found: what a search has found, if there was one.
     """
 
@@ -68,9 +69,9 @@ class Simulated:
 
 
 def simulate_requested(request: Request) -> Simulated:
-    """Make, check and simulate what is asked for.
+    """Make, check and simulate what is requested.
 
-    Raises ScheduleError, a SettingError where it is about the name or the numbers, if the first
+    Raises ScheduleError, a SettingError where the name or the numbers are at fault, if the first
     table cannot be made or simulated.
     """
     simulated = Simulated()

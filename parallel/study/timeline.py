@@ -179,9 +179,8 @@ class Timeline:
         return channels
 
     def _trace(self, transfer: Transfer, path: list[Span | Transfer]) -> Place | None:
-        """Put a transfer, and those that kept its channel busy, on the path; what they began with.
-
-        That is the item that made the message, or the one after which its receive was posted.
+        """Put a transfer, and those that kept its channel busy, on the path; returns what they
+        started with: the item that made the message, or the one after which its receive was posted.
         """
         message = transfer.message
         queue = list(self._channels[message.source, message.destination].values())

@@ -1,4 +1,4 @@
-"""Timelines side by side: as a readable table, as plain values, and what a critical path is of."""
+"""Timelines side by side: as a readable table, as plain values, and what is on a critical path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def summary(timeline: Timeline) -> dict[str, object]:
 
 
 def table(timelines: Mapping[str, Timeline]) -> Table:
-    """Timelines by name, one a row."""
+    """Timelines by name, one per row."""
     table = Table(box=SIMPLE_HEAD, caption=CAPTION, padding=(0, 1, 0, 0))
     table.add_column("schedule", vertical="bottom", no_wrap=True)
     for column in COLUMNS:
@@ -73,7 +73,7 @@ def critical_path_line(timeline: Timeline) -> str:
             what = "pairs" if isinstance(step.item, Overlap) else step.item.kind
         times[what] += step.end - step.start
     end = path[-1].end if path else 0.0
-    # What is measured does not start at once when it could.
+    # A measured item does not start the moment it could.
     times["waiting"] = end - sum(times.values())
     times["optimizer"] = timeline.makespan - end
     least = 1e-6 * timeline.makespan

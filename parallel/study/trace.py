@@ -2,7 +2,7 @@
 
 A run is a process, its ranks are threads, its items slices; an arrow leads from the item that makes
 a message to the one that waits for it; a counter for each rank says how many activations it holds.
-Times are in microseconds there, so one unit of the costs is taken for a second.
+Times are in microseconds there, so one unit of the costs is shown as a second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Journey(NamedTuple):
 
 
 def journeys(timeline: Timeline) -> Iterator[Journey]:
-    """Every message of `timeline`, in the order of those who wait for them."""
+    """Every message of `timeline`, in the order of the items that wait for them."""
     schedule = timeline.schedule
     makers = {m: span for span in timeline.spans for m in outputs(schedule, span.item)}
     known = {transfer.message: transfer for transfer in timeline.transfers}

@@ -56,7 +56,7 @@ class _Segment:
             torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
 
     def release(self) -> None:
-        """Free the memory of the outputs, but for what they share with the inputs."""
+        """Free the memory of the outputs, except what they share with the inputs."""
         kept = {_address(value) for value in self.inputs if isinstance(value, Tensor)}
         for leaf in self.leaves:
             if isinstance(leaf, Tensor) and _address(leaf) not in kept:
@@ -271,11 +271,11 @@ def _leaf(value: Any) -> Any:
 
 
 def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
-    """Raise TypeError for a pass among tensors: somebody has forgotten to run it."""
+    """Raise TypeError for a pass among tensors, which somebody has forgotten to run."""
     for value in values:
         if isinstance(value, GeneratorType):
             raise TypeError(
-                f"{name}: the pass {value.gi_code.co_qualname} is run by nobody: "
+                f"{name}: the pass {value.gi_code.co_qualname} is never run: "
                 "write `yield from` in front of the call that makes it"
             )
 

@@ -1,4 +1,4 @@
-"""Where the time of the collectives of a step went, from what recorders saw.
+"""Where the time of a step's collectives went, from what recorders saw.
 
 Definitions, all in seconds of one rank; which one a figure uses decides what it means:
 
@@ -53,7 +53,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Times:
-    """Exchanges of one sort in a step: how many, and their seconds as the module defines them."""
+    """Exchanges of one kind in a step: how many, and their seconds as defined above."""
 
     number: float = 0.0
     in_flight: float = 0.0
@@ -104,7 +104,7 @@ def add(times: Iterable[Times], factor: float = 1.0) -> Times:
 def exchanges(events: Iterable[Event]) -> list[Exchange]:
     """The all-to-alls of one rank, in an order that is the same on all ranks of a group.
 
-    Of one label and kind the n-th flight and the n-th wait belong together: a pass waits for its
+    For one label and kind the n-th flight and the n-th wait belong together: a pass waits for its
     collectives in the order in which it started them.
     """
     flights: dict[tuple[str, str], list[Event]] = defaultdict(list)
@@ -114,7 +114,7 @@ def exchanges(events: Iterable[Event]) -> list[Exchange]:
             (flights if event.what == "flight" else waits)[event.label, event.name].append(event)
     found = []
     for label, kind in sorted(flights):
-        # A flight is noted when it ends, and two can end in another order than they began.
+        # A flight is noted when it ends, and two can end in another order than they started.
         begun = sorted(flights[label, kind], key=lambda event: event.start)
         for flight, wait in zip(begun, waits[label, kind], strict=True):
             found.append(Exchange(label, kind, flight.start, flight.end, wait.start, wait.end))
@@ -124,7 +124,7 @@ def exchanges(events: Iterable[Event]) -> list[Exchange]:
 def account(
     events: Sequence[Event], latest: Sequence[float], windows: Sequence[Window], mode: Mode
 ) -> StepTimes:
-    """The mean step of `mode` on one rank; what began in none of its windows is left out.
+    """The mean step of `mode` on one rank; events outside its windows are left out.
 
     latest: for each of `exchanges(events)`, when the last rank of its group started it.
     """

@@ -40,7 +40,7 @@ def limited_link(rate: str) -> Iterator[list[str]]:
         raise LinkError(problem)
     name = f"tandem-{os.getpid()}"
     made = False
-    # A signal must not come between the namespace and the memory of having made it.
+    # A signal must not come between making the namespace and noting that it is made.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         _call("ip", "netns", "add", name)
@@ -77,7 +77,7 @@ def _call(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise LinkError(f"--link-rate cannot be had here: {' '.join(command)}: {reason}")
+        raise LinkError(f"--link-rate cannot be set up here: {' '.join(command)}: {reason}")
     return done.stdout
 
 

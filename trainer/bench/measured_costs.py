@@ -1,8 +1,8 @@
 """Costs of a run's own stages, measured, for simulating its schedule.
 
-Each rank times the items that it runs, without what it waits for messages; exposed all-to-alls are
-part of a stage's time. F, I and W are timed with every pair taken apart and every B split; then
-pairs as the schedule has them. The last step gives the timeline. By the host clock: CPU only.
+Each rank times the items that it runs, without its waits for messages; exposed all-to-alls are part
+of a stage's time. F, I and W are timed with every pair taken apart and every B split; then pairs as
+the schedule has them. The last step gives the timeline. By the host clock: CPU only.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _durations(steps: list[TimedItems]) -> Iterator[tuple[Item, float]]:
 
 
 def _run(layout: Layout, schedule: Schedule, steps: int, warmup: int) -> list[TimedItems]:
-    """The items of each counted step; times count from the moment all ranks began it."""
+    """The items of each counted step; times count from the moment all ranks started it."""
     executor = layout.executor(schedule, layout.objective, overlap=True)
     per_flow = schedule.micro_batches_per_flow
     timed: list[TimedItems] = []

@@ -129,7 +129,7 @@ def build(
     Collective: every rank of the world must call it. The world's group exists if there is one.
     progress(done, total): bytes that this rank has read of model.init_from. placements: contiguous
     on every layer when not given. Raises CheckpointError where model.init_from cannot be read or is
-    no such model.
+    another model.
     """
     mesh, schedule = mesh_of(config), schedule_of(config)
     place, timeout = mesh.coordinate(process.rank), timedelta(seconds=config.run.timeout)

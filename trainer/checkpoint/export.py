@@ -52,9 +52,10 @@ def save_checkpoint(
 ) -> None:
     """Write every weight and router bias to `folder`, replacing what is there.
 
-    companions: what goes beside the weights; the first rank must have them. progress(done, total):
-    bytes that this rank has written. Collective over the world. If any rank cannot write, or has a
-    weight that is not finite, every rank raises CheckpointError, and `folder` is as it was.
+    companions: files that go beside the weights; the first rank must have them. progress(done,
+    total): bytes that this rank has written. Collective over the world. If any rank cannot write,
+    or has a weight that is not finite, every rank raises CheckpointError, and `folder` is as it
+    was.
     """
     rank, storage = layout.process.rank, layout.config.checkpoint.export_dtype
     tensors = owned_tensors(layout)

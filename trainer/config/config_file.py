@@ -1,7 +1,7 @@
 """A config file: YAML, sections of keys, over the keys of the file that it extends.
 
 Values are read by the types of their keys, so nothing that YAML itself would make of a document
-(objects of tags, whatever aliases multiply to) is ever built.
+(objects from tags, the expansion of aliases) is ever built.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEYS = {key.name: key for key in keys(Config)}
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Dotted key -> value, of all keys that the file and those it extends have.
+    """Dotted key -> value, of all keys in the file and in those that it extends.
 
     Raises ConfigError, in one line with the file and where possible the line in it.
     """
@@ -82,8 +82,8 @@ def _section(
 
 
 def _pairs(node: yaml.Node | None, file: str, where: str) -> dict[str, yaml.Node]:
-    """Keys and values of a mapping, whose keys must be words that stand there once: of two the last
-    would win without a word."""
+    """Keys and values of a mapping, whose keys must be words, each used once: of two the last would
+    silently win."""
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{where}: must be keys with their values, got {shown_node(node)}")
     pairs: dict[str, yaml.Node] = {}
@@ -91,7 +91,7 @@ def _pairs(node: yaml.Node | None, file: str, where: str) -> dict[str, yaml.Node
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{_at(key, file)}: a key must be a word")
         if key.value in pairs:
-            raise ConfigError(f"{_at(key, file)}: {key.value!r} stands there a second time")
+            raise ConfigError(f"{_at(key, file)}: {key.value!r} appears a second time")
         pairs[key.value] = value
     return pairs
 
@@ -122,8 +122,8 @@ def _compose(file: str, text: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
-            f"{file}{line}: is not YAML as configs have it: {error.problem}"
+            f"{file}{line}: is not YAML of the kind that configs use: {error.problem}"
         ) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{file}: is not YAML as configs have it: {reason}") from None
+        raise ConfigError(f"{file}: is not YAML of the kind that configs use: {reason}") from None

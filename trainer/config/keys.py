@@ -58,8 +58,8 @@ def values(section: Any, prefix: str = "") -> Iterator[tuple[Key, Any]]:
 
 
 def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
-    """What a name that does not exist was probably meant to be, with `before` it, as the end of an
-    error; or ''."""
+    """The end of an error: what a name that does not exist was probably meant to be, after
+    `before`; or ''."""
     known = list(known)
     last = name.split(".")[-1]
     close = [other for other in known if other.split(".")[-1] == last]

@@ -1,5 +1,5 @@
-"""Which values of a key's type are allowed: stands beside the field, is checked by validate.py, and
-is said in --help and in errors in the same words."""
+"""Which values of a key's type are allowed: a limit stands beside its field, validate.py checks it,
+and --help and errors state it in the same words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers between two ends, of which one at each side is given: least and most belong to the
-    range, above and below do not. NaN lies in no range."""
+    """Numbers between two ends, one given on each side: least and most belong to the range, above
+    and below do not. NaN lies in no range."""
 
     least: float | None = None
     most: float | None = None

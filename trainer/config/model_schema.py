@@ -22,7 +22,7 @@ class YarnConfig:
     """Pairs that turn less often than this within original_length are slowed by factor."""
     mscale: Annotated[float, Range(0, 1000)] = 1.0
     """Scale of the rotary part: 0.1 x mscale x ln(factor) + 1, over the same of mscale_all_dim; 0
-    is not given, as in config.json."""
+    means not given, as in config.json."""
     mscale_all_dim: Annotated[float, Range(0, 1000)] = 1.0
     """Scale of the softmax: (0.1 x mscale_all_dim x ln(factor) + 1) squared; 0 leaves it alone."""
 

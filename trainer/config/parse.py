@@ -69,7 +69,7 @@ class _Reader:
 
     def __call__(self, text: Any) -> Any:
         if not isinstance(text, str):
-            return text  # the parser checks once more what has been read
+            return text  # the parser checks again what has been read
         try:
             return read_text(self._key, text)
         except NotAValue as error:
@@ -133,7 +133,7 @@ def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
     argument = unknown[2]
     if not argument.startswith("--"):
         meant = f"; did you mean --config {argument}?" if Path(argument).suffix in _YAML else ""
-        return f"{shown(argument)} is no option{meant}"
+        return f"{shown(argument)} is not an option{meant}"
     name = argument.split("=")[0].removeprefix("--")
     if name in MOVED:
         return f"--{name} is now called --{MOVED[name]}: set that instead"

@@ -1,4 +1,4 @@
-"""Packed windows of a split, and the batches made of them: any one from its number alone."""
+"""Packed windows of a split, and the batches made of them, each computed from its number alone."""
 
 from dataclasses import dataclass
 
@@ -29,10 +29,10 @@ class Batches:
 
     Each epoch shuffles the documents, joins them, and cuts the stream into windows: window i has
     the tokens t = stream[i * S : i * S + S + 1 + lookahead] with S the sequence length, so the
-    targets t[1 : S + 1] of an epoch tile the stream and no token is a target twice. What is left
-    at the end, too short for a window, waits for another epoch's order. Then the windows are
-    shuffled, so that a batch mixes documents. The stream itself is never built: an epoch costs
-    two int64 per document and one per window, and the two latest epochs are kept.
+    targets t[1 : S + 1] of an epoch tile the stream and no token is a target twice. A remainder too
+    short for a window is not read in this epoch. Then the windows are shuffled, so that a batch
+    mixes documents. The stream itself is never built: an epoch costs two int64 per document and one
+    per window, and the two latest epochs are kept.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Batches:
     ) -> torch.Tensor:
         """Tokens [sequences, S + 1 + lookahead] int64 of one micro-batch of one data rank.
 
-        The global batch of a step is the same under any layout: data rank d has its d-th
-        contiguous part, micro-batch m the m-th contiguous part of that. ValueError if the global
-        batch does not divide so, or a number is out of range.
+        The global batch of a step is the same under any layout: data rank d has its d-th contiguous
+        part, micro-batch m the m-th contiguous part of that. ValueError if the global batch does
+        not divide evenly, or a number is out of range.
         """
         parts = data_ranks * micro_batches
         if self.global_batch % parts:

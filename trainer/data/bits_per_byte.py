@@ -1,4 +1,4 @@
-"""Bits per byte of held-out text: a loss that runs with different tokenizers can be compared by."""
+"""Bits per byte of held-out text: a loss to compare runs with different tokenizers by."""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ class Split:
         return int(self.lengths.sum())
 
     def blocks(self, block_tokens: int = 1 << 22) -> Iterator[Tokens]:
-        """The split's tokens in stored order, whole documents at a time, about so many tokens."""
+        """The split's tokens in stored order, in blocks of whole documents with about this many
+        tokens."""
         blocks = np.cumsum(self.lengths) // block_tokens
         for members in np.split(self.documents, np.flatnonzero(np.diff(blocks)) + 1):
             offsets = self.corpus.offsets

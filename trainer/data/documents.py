@@ -11,7 +11,8 @@ from trainer.data.files import COMPRESSED, read_chunks
 from trainer.data.json_lines import iter_json_lines
 from trainer.errors import DataError
 
-# A file named so promises text: that it holds none is an error, where other files are passed over.
+# A file with such a name promises text: if it holds none, that is an error; other files are
+# skipped.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
 # Installed packages and tests: not the library's own text, and not on every machine.
 STDLIB_WITHOUT = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
@@ -111,7 +112,7 @@ def _read_text(file: Path) -> bytes:
 
 
 def _text_or_none(file: Path) -> bytes | None:
-    """None for a binary file, of which no more is read than tells."""
+    """None for a binary file, which is read only until that is clear."""
     chunks: list[bytes] = []
     try:
         for chunk in _utf8_chunks(file):

@@ -29,8 +29,7 @@ from trainer.io.json_object import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 # The library takes hundreds of bytes per token while it encodes, and more time per token for longer
-# texts:
-# a long document goes to it in pieces, and a batch, spread over the cores, has so many characters.
+# texts: a long document goes to it in pieces, and a batch, spread over the cores, is bounded too.
 PIECE_CHARACTERS = 1 << 19
 BATCH_CHARACTERS = 1 << 22
 # The largest vocabularies that are known take about 40 MB.
@@ -55,7 +54,7 @@ class FileTokenizer:
     unit: str = "tokens"
 
     def encode(self, text: str | bytes) -> Tokens:
-        """The tokens [n] of `text`, none added, not even a first one that the file asks for."""
+        """The tokens [n] of `text`; none is added, not even a first one that the file asks for."""
         content = _text(text)
         with _one_line_errors("the tokenizer cannot encode the text"):
             return self._tokens(self.library.encode(content, add_special_tokens=False))
@@ -63,9 +62,10 @@ class FileTokenizer:
     def encode_documents(self, documents: Iterable[bytes]) -> Iterator[Tokens]:
         """The tokens [n] of each document in turn, many at a time, on all cores.
 
-        As `encode`, but a document of more than PIECE_CHARACTERS is encoded in pieces. They end
-        where no byte-level word does not; in text without such a place, and by a vocabulary that
-        starts a text with a blank, a token beside the cut may be another.
+        As `encode`, but a document of more than PIECE_CHARACTERS is encoded in pieces. They are cut
+        where byte-level vocabularies always end a word, so the tokens stay the same; in text
+        without such a place, or with a vocabulary that starts a text with a blank, a token beside
+        the cut may differ.
         """
         pieces = (piece for document in documents for piece in _pieces(_text(document)))
         begun: list[Tokens] = []
@@ -187,7 +187,7 @@ def _end_of_document(library: tokenizers.Tokenizer, file: Path) -> int:
                 or library.id_to_token(first) is None
             ):
                 raise DataError(
-                    f"{file.parent / name}: eos_token_id {shown(value)} is no token of {file}"
+                    f"{file.parent / name}: eos_token_id {shown(value)} is not a token of {file}"
                 )
             return first
     raise DataError(
@@ -202,12 +202,13 @@ def _json_object(file: Path) -> dict[str, object]:
 
 
 def _text(text: str | bytes) -> str:
-    # Through bytes, since half of a surrogate pair is a TypeError of another meaning further on.
+    # Through bytes, since half of a surrogate pair would be a misleading TypeError further on.
     return (text.encode() if isinstance(text, str) else text).decode()
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """`text` in pieces of PIECE_CHARACTERS to twice that, cut at a seam; is it the last one?"""
+    """`text` in pieces of PIECE_CHARACTERS to twice that, cut at a seam, each with whether it is
+    the last."""
     start, last = 0, False
     while not last:
         least, most = start + PIECE_CHARACTERS, start + 2 * PIECE_CHARACTERS

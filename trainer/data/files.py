@@ -1,4 +1,4 @@
-"""Bytes and lines of one file, plain or compressed; whatever goes wrong names the file."""
+"""Bytes and lines of one file, plain or compressed; every error names the file."""
 
 import gzip
 import zlib
@@ -17,8 +17,8 @@ COMPRESSED = (".gz", ".zst")
 LARGEST_ZSTD_WINDOW = 1 << 31
 # 4 bytes of a zstd frame can become 128 KiB: so much of it at a time is at most 128 MiB.
 ZSTD_CHUNK_BYTES = 1 << 12
-# Text gets 3 to 20 times smaller. What has got this much smaller, and is as large as this, is made
-# to fill the memory.
+# Text gets 3 to 20 times smaller. A file that got smaller than that, and expands beyond this size,
+# is made to fill the memory.
 MOST_RATIO, RATIO_FROM = 200, 1 << 28
 # The longest line of a file with a document on each.
 MOST_LINE_BYTES = 1 << 28
@@ -27,8 +27,8 @@ MOST_LINE_BYTES = 1 << 28
 def read_chunks(path: Path) -> Iterator[bytes]:
     """The decompressed content of `path` in chunks; `.gz` and `.zst` say what to decompress.
 
-    Raises DataError if it is no regular file or cannot be opened or read, or if its compressed data
-    are corrupt, end too early, or become more than text could.
+    Raises DataError if it is not a regular file or cannot be opened or read, or if its compressed
+    data are corrupt, end too early, or become more than text could.
     """
     kind = path.suffix if path.suffix in COMPRESSED else ""
     size = require_regular(path, DataError)
@@ -95,7 +95,7 @@ def _unpack_zstd(handle: BinaryIO) -> Iterator[bytes]:
 
 
 def _bounded(chunks: Iterator[bytes], size: int, path: Path) -> Iterator[bytes]:
-    """The chunks of a file of so many compressed bytes; DataError once they are no text."""
+    """The chunks of a file of `size` compressed bytes; DataError once they cannot be text."""
     total = 0
     for chunk in chunks:
         total += len(chunk)

@@ -13,8 +13,8 @@ _FIELDS_SHOWN = 10
 def iter_json_lines(file: Path, field: str, setting: str) -> Iterator[bytes]:
     """The text, as UTF-8, in `field` of each line that is not blank; a text may be empty.
 
-    The file may be compressed. Raises DataError, with file and line, for what is no such object;
-    `setting` is the key or option to name another field by.
+    The file may be compressed. Raises DataError, with file and line, for a line that is not such an
+    object; `setting` is the key or option to name another field by.
     """
     for number, line in enumerate(read_lines(file), start=1):
         if line.strip():

@@ -10,7 +10,7 @@ from trainer.data.tokens import Tokenizer
 
 # What a tokenizer that is not byte-level decodes a part of a character to.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-# A character has at most so many bytes of UTF-8, so at most so many tokens.
+# A character has at most this many bytes of UTF-8, so at most this many tokens.
 _CHARACTER_TOKENS = 4
 
 

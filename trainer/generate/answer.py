@@ -68,9 +68,9 @@ def answer(
     """The text that follows a prompt; `show` sees each token as it comes."""
     prompt, new_tokens = question.tokens, question.new_tokens
     counts, tokens, ended = Counts(), [], False
-    begun = time.monotonic()
+    started = time.monotonic()
     model = text_model.start_text(len(prompt) + new_tokens - 1)  # the last one is never read
-    first = last = begun
+    first = last = started
     steps = -1
     for token in decoding(model, prompt, counts):
         last = time.monotonic()
@@ -84,4 +84,4 @@ def answer(
         if len(tokens) == new_tokens:
             break
     limit = None if ended else question.limit
-    return Answer(len(prompt), tuple(tokens), limit, first - begun, last - first, steps, counts)
+    return Answer(len(prompt), tuple(tokens), limit, first - started, last - first, steps, counts)

@@ -16,8 +16,8 @@ from trainer.model.part import ModelPart
 from trainer.model.rope import rotations
 from trainer.model.whole import WholeModel, whole_model
 
-# The prompt is read so many tokens at a time, or fewer where attention's scores would take more
-# than so many numbers.
+# The prompt is read this many tokens at a time, or fewer where attention's scores would be more
+# numbers than this.
 PROMPT_CHUNK = 512
 SCORES = 1 << 25
 
@@ -33,8 +33,8 @@ class CachedModel:
     """A text in a model; `start_text` makes it.
 
     caches: of the model's layers, then, of depth k, that of MTP module k. positions: that the
-    caches have room for. vocabulary: tokens 0 .. vocabulary - 1 may be chosen; what a head has
-    beyond them, to fill it up, has no text.
+    caches have room for. vocabulary: tokens 0 .. vocabulary - 1 may be chosen; further rows of a
+    head are padding and have no text.
     """
 
     whole: WholeModel
@@ -44,7 +44,7 @@ class CachedModel:
 
     @property
     def length(self) -> int:
-        """Tokens that the model has read; its MTP modules may be behind."""
+        """Tokens that the model has read; its MTP modules may lag."""
         return self.caches[0][0].length
 
     @property

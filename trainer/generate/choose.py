@@ -21,7 +21,7 @@ def require_finite(logits: Tensor) -> None:
     if not bool(logits.isfinite().all()):
         raise RunError(
             "the model's logits are not finite, so no token is the most likely: its weights are "
-            "too large for --dtype, or were saved when the training had failed"
+            "too large for --dtype, or were saved after training had failed"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is seen of generated texts: the text as it comes, or JSON lines."""
+"""How generated texts are shown: as they come, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.generate.report import as_json, in_words
 from trainer.generate.text_model import TextModel
 from trainer.io.terminal import plain_console
 
-# What a terminal obeys: control characters but for newline and tab, and the direction of text.
+# What a terminal obeys: control characters except newline and tab, and the direction of text.
 _OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -88,7 +88,7 @@ class JsonOutput:
 
 
 class Waiting:
-    """A line on how far it is, on a terminal, while no text is seen."""
+    """A progress line on a terminal, while no text is shown."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._done, self._total = what, 0, total
@@ -117,7 +117,7 @@ def visible(text: str) -> str:
 
 
 def _write(text: str) -> None:
-    """To stdout at once: as it is where it is piped, harmless where it is a terminal."""
+    """Write to stdout at once: unchanged to a pipe, made harmless to a terminal."""
     text = visible(text) if sys.stdout.isatty() else text
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -132,7 +132,7 @@ def _write_dim(text: str) -> None:
 
 
 def _whole_characters(prompt: bytes) -> str:
-    """The prompt, but for a character that it does not complete: new tokens may."""
+    """The prompt without a last character that is incomplete: new tokens may complete it."""
     return codecs.getincrementaldecoder("utf-8")(errors="replace").decode(prompt)
 
 

@@ -1,4 +1,4 @@
-"""A prompt that has been found to fit: its tokens, and how many new ones it is to get."""
+"""A prompt that fits: its tokens, and how many new ones to make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a generated text: in words, as JSON, and beside plain decoding."""
+"""What is reported of a generated text: in words, as JSON, and compared with plain decoding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def require_same(made: Answer, plain: Answer) -> None:
     pairs = zip(plain.tokens, made.tokens)
     first = next((i for i, (a, b) in enumerate(pairs) if a != b), len(made.tokens))
     raise RunError(
-        f"from new token {first + 1} on, speculative decoding gave other tokens than plain "
-        "decoding, as rounding may, though rarely (docs/generation.md): try --dtype float64"
+        f"from new token {first + 1} on, speculative decoding differs from plain "
+        "decoding, which rounding can rarely cause (docs/generation.md): try --dtype float64"
     )
 
 

@@ -22,7 +22,7 @@ from trainer.generate.text_model import TextModel
 @dataclass(frozen=True)
 class Method:
     """How to decode: temperature 0 is greedy. speculative: with drafts of the MTP modules, greedy
-    only. compare: decode plainly too, and hold the tokens against each other."""
+    only. compare: decode plainly too, and compare the tokens."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -31,8 +31,8 @@ class Method:
     compare: bool = False
 
     def decoding(self, number: int) -> Decoding:
-        """That of prompt `number`, from 0: it is sampled with seed + number, so that its text does
-        not depend on the prompts before, and the same prompt twice has two texts."""
+        """The decoding of prompt `number`, from 0: it is sampled with seed + number, so that its
+        text does not depend on the prompts before, and the same prompt twice has two texts."""
         if self.speculative:
             return speculate
         if not self.temperature:

@@ -68,7 +68,7 @@ def speculate(model: CachedModel, prompt: Sequence[int], counts: Counts) -> Iter
         if model.length < len(prompt):
             drafter.draft(hidden_TD, tokens[: model.length + 1])
     token = most_likely(model.logits(hidden_TD[-1:])[0])
-    as_decoded = len(prompt)  # so many tokens are in the caches as `decode` has them
+    as_decoded = len(prompt)  # tokens in the caches as `decode` has them
     while True:
         yield token
         tokens.append(token)

@@ -53,8 +53,9 @@ class TextModel:
         return start + tokens or [self.lone]
 
     def room(self, prompt: int, wanted: int | None, usual: int) -> int:
-        """How many new tokens to make after a prompt of so many: those wanted, else the usual
-        number or what there is room for. Raises ConfigError where they do not fit."""
+        """How many new tokens to make after a prompt of `prompt` tokens: as many as wanted, else
+        the usual number, or fewer if there is less room. Raises ConfigError where they do not
+        fit."""
         if self.longest is None:
             return usual if wanted is None else wanted
         left = self.longest - prompt
@@ -69,7 +70,7 @@ class TextModel:
         return min(usual, left) if wanted is None else wanted
 
     def require_memory(self, positions: int) -> None:
-        """Raise ConfigError where the caches of a text so long are larger than all memory."""
+        """Raise ConfigError where the caches of such a text are larger than all memory."""
         c, layers = self.model.attention, self.model.layers + self.model.mtp.depth
         numbers = layers * (c.kv_lora_rank + c.rope_head_dim) + 2 * c.rope_head_dim
         needed = positions * numbers * self.part.embed_tokens.weight.element_size()

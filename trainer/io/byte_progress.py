@@ -22,7 +22,7 @@ _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 @contextmanager
 def byte_progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A function to be told (done, total) in bytes, again and again; `what` says what is done.
+    """A function to call repeatedly with (done, total) in bytes; `what` says what is being done.
 
     A bar on a terminal, else a line now and then, none where it is over sooner; on stderr, since
     stdout is for results. quiet: say nothing.
@@ -39,14 +39,14 @@ def byte_progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int
     hidden = quiet or not console.is_terminal
     bar = Progress(*columns, console=console, transient=True, disable=hidden)
     task = bar.add_task(what, total=None)
-    begun = said = time.monotonic()
+    started = said = time.monotonic()
 
     def show(done: int, total: int) -> None:
         nonlocal said
         bar.update(task, completed=done, total=total)
         now = time.monotonic()
         if not console.is_terminal and now - said > _LINE_EVERY:
-            seconds, said = now - begun, now
+            seconds, said = now - started, now
             left = seconds / max(done, 1) * (total - done)
             rate = f"{done / seconds / 1e6:,.0f} MB/s"
             sizes = f"{done / 1e9:,.3f} of {total / 1e9:,.3f} GB"

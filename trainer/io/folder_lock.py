@@ -39,7 +39,7 @@ class FolderLock:
             raise
 
     def held(self) -> bool:
-        """Whether it holds still: it has not been released, nor its file removed by hand."""
+        """Whether it is still held: neither released, nor its file removed by hand."""
         return not self._file.closed and self._is_at_path()
 
     def release(self) -> None:

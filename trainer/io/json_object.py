@@ -11,7 +11,7 @@ from parallel.files.regular import read_regular
 
 # The largest that is known is the index of a checkpoint with some 150,000 tensors, about 20 MB.
 _MOST_BYTES = 1 << 27
-# Who reads values by recursion is safe below this depth; no config comes near it.
+# Recursive readers are safe below this depth; no config comes near it.
 _MOST_DEPTH = 50
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.errors import RunError
 
-# What open says where a link, a folder or a socket stands in the place of a file.
+# The errors of open for a link, a folder or a socket in the place of a file.
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 
 
@@ -34,7 +34,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def create(path: Path, content: bytes) -> None:
-    """Make a file that is not there yet, and see it on the disk; it is there whole or not at all.
+    """Make a new file, and wait until it is on the disk; it is there whole or not at all.
 
     Raises FileExistsError where anything has that name, even a link to nothing, and other OSErrors.
     """
@@ -52,7 +52,7 @@ def create(path: Path, content: bytes) -> None:
 def remove(path: Path) -> None:
     """Remove a file, a folder with all that is in it, or a link, but not what a link leads to.
 
-    Nothing there is nothing to do. Raises OSError.
+    Does nothing where nothing is there. Raises OSError.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

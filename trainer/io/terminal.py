@@ -11,8 +11,8 @@ from rich.console import Console
 
 def plain_console(stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
     """A rich console that takes what it prints literally: no [markup], no :emoji:, no colours for
-    numbers. Columns of a rich.progress.Progress need `markup=False` too. Escapes of the terminal
-    are not its business: see parallel/files/shown.py."""
+    numbers. Columns of a rich.progress.Progress need `markup=False` too. It leaves terminal escapes
+    to parallel/files/shown.py."""
     return Console(
         stderr=stderr, quiet=quiet, width=width, soft_wrap=True,
         markup=False, emoji=False, highlight=False,

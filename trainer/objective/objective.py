@@ -24,8 +24,8 @@ class TrainingObjective(Objective, Protocol):
         """By field, the value that fills a sequence which has no target at all."""
 
     def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
-        """What to report, "loss" first: sums over `sequences` sequences, by name of the loss, as
-        means over their targets."""
+        """The means over targets to report, by name of the loss, "loss" first. sums: of each loss
+        over `sequences` sequences."""
 
     def total(self, means: Mapping[str, float]) -> float:
-        """What the gradient is of: these means with their weights."""
+        """The weighted sum of these means, which the gradient is of."""

@@ -21,7 +21,7 @@ from trainer.model.stage import MicroBatch
 TOKENS = "tokens"
 """The only field: windows [B, S + 1 + MTP depth] of tokens."""
 PADDING = -1
-"""Stands in for a token that is no target."""
+"""Stands in for a token that is not a target."""
 LOSS = "loss"
 
 

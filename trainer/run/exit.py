@@ -71,8 +71,8 @@ def report(prog: str, error: BaseException) -> int:
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
-    """(the line, exit code) of an error; the line is "" where nothing is to be said, and None for
-    a defect of the program, which needs its traceback."""
+    """(the line, exit code) of an error; the line is "" if there is nothing to say, and None for a
+    defect of the program, which needs its traceback."""
     match error:
         case TandemError():
             return printable(error), error.exit_code
@@ -82,7 +82,7 @@ def explain(error: BaseException) -> tuple[str | None, int]:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             named = isinstance(error.code, (_StoppedBy, str))
             return (printable(error.code) if named else ""), code
-        case BrokenPipeError():  # whoever read standard output has enough of it
+        case BrokenPipeError():  # the reader of standard output has closed it
             return "", 128 + signal.SIGPIPE
         case OSError(strerror=str()):
             where = error.filename

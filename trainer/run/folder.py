@@ -26,7 +26,7 @@ _NEW_CONFIG = ".config.yaml.new"
 
 class RunFolder:
     """A run folder that this process has claimed; only rank 0 makes one. As a context, it gives the
-    folder up in the end, and removes one that it made if no step was finished in it.
+    folder up at the end, and removes one that it made if no step was finished in it.
 
     path: the folder. lost: where it was, if that was removed or replaced during the run. Claiming
     changes nothing that is in a folder: `take_over` replaces an earlier run, when everything
@@ -38,7 +38,7 @@ class RunFolder:
         and so on that is not. With `overwrite`, lock `wanted` if it is a run folder.
 
         Raises RunError where a folder cannot be made, or what `overwrite` would replace is not a
-        run folder or has a run going on in it.
+        run folder or is in use by another run.
         """
         self._wanted = wanted
         self._config = ""
@@ -67,7 +67,7 @@ class RunFolder:
                 self.path.rmdir()
 
     def take_over(self, config: str) -> None:
-        """Write the resolved config, YAML, in place of all that an earlier run left, but for its
+        """Write the resolved config, YAML, in place of all that an earlier run left, except its
         weights, which are kept aside. Raises RunError."""
         self._config = config
         with _saying(f"run.dir: cannot write {self.path}"):
@@ -158,7 +158,7 @@ def _require_run_folder(path: Path) -> None:
         found = b""
     if found != _MARK:
         raise RunError(
-            f"run.overwrite: {path} is no run folder, or one of an earlier version (it has no "
+            f"run.overwrite: {path} is not a run folder, or one of an earlier version (it has no "
             f"{MARKER} as a run writes it): move or remove it yourself, or choose another run.name"
         )
 
@@ -169,7 +169,7 @@ def _lock(path: Path) -> FolderLock:
             return FolderLock(path / LOCK)
     except LockedError as error:
         raise RunError(
-            f"run.overwrite: {path} is in use by a run that is going on, {error.holder}: choose "
+            f"run.overwrite: {path} is in use by another run, {error.holder}: choose "
             "another run.name, or leave out run.overwrite to get a new folder"
         ) from error
 

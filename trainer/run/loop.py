@@ -107,13 +107,13 @@ class Loop:
         self.metrics.record("sample", text, "last")
 
     def _draw(self) -> None:
-        """Draw the run into its folder; the others wait, lest their end stops it."""
+        """Draw the run into its folder; the other ranks wait, since their exit would stop it."""
         folder, wanted = self.folder, self.trainer.layout.config.metrics.picture
         if wanted:
             together(lambda: self.console.say(draw_own_run(folder.path)) if folder else None)
 
     def _note(self, doing: str) -> None:
-        if not self.stop.asked:  # the store may have gone with whoever asked
+        if not self.stop.asked:  # the store may have gone with the process that asked
             self.roll_call.note(doing)
 
     def _save(self, failed: bool = False) -> str:
@@ -133,7 +133,7 @@ class Loop:
 
     def _save_or_why_not(self) -> str:
         """Save the weights of a run that has failed, and say where; or why they are not saved, as
-        they may be no numbers either: an error of its own would hide the first."""
+        they may not be finite either: another error would hide the first."""
         try:
             return self._save(failed=True)
         except TandemError as error:

@@ -16,8 +16,9 @@ from trainer.errors import ConfigError, Stopped
 from trainer.run.exit import explain, reported, say
 from trainer.run.signals import StopRequest
 
-# Whoever has started the ranks ends the others when one has failed, so a rank that stays silent for
-# this long lets another say what is wrong once, and still speaks if that has nothing to say.
+# The process that started the ranks ends the others when one has failed, so a rank that stays
+# silent for this long lets another say what is wrong once, and still speaks if that has nothing to
+# say.
 _SILENCE = 3.0
 
 

@@ -20,8 +20,8 @@ from trainer.errors import Stopped
 from trainer.io.terminal import show_cursor
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_UNWINDING = 15.0  # seconds to undo what was begun before the first step
-_IMPATIENT = 3.0  # seconds after which a second signal means: at once
+_UNWINDING = 15.0  # seconds to undo what was started before the first step
+_IMPATIENT = 3.0  # seconds after which a second signal means to exit at once
 
 
 class StopRequest:
@@ -53,8 +53,8 @@ class StopRequest:
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
-        """Within, a signal interrupts nothing; it does in the end. For what has to be whole before
-        it can be undone. Raises Stopped."""
+        """Within this context a signal interrupts nothing; it does so at the end. For work that
+        must be complete before it can be undone. Raises Stopped."""
         self._held_back = True
         try:
             yield
@@ -74,7 +74,7 @@ class StopRequest:
         self._reached.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or less if asked to stop meanwhile; whether it was."""
+        """Wait for `seconds`, or less if asked to stop meanwhile; returns whether it was."""
         return self._asked.wait(seconds)
 
     def _watch(self) -> None:
@@ -90,17 +90,17 @@ class StopRequest:
         _leave(number, f"{self._prog}: {number.name}: the step did not end in time; nothing saved")
 
     def _wait_or_impatience(self, over: Callable[[], bool], seconds: float) -> None:
-        """Wait so long, for as long as it takes once `reached`, or until it is over."""
+        """Wait for `seconds`, for as long as it takes once `reached`, or until `over`."""
         start = time.monotonic()
         while not over() and (self._reached.is_set() or time.monotonic() - start < seconds):
             again = signal.sigtimedwait(self._signals, 0.2)
-            # On Ctrl-C the terminal and whoever has started this both send one: only a later one
-            # is impatience.
+            # On Ctrl-C the terminal and the parent process both send one: only a later one means
+            # impatience.
             if again is not None and time.monotonic() - start > _IMPATIENT:
                 break
 
     def _interrupt(self, number: int, _: FrameType | None) -> None:
-        """In the main thread: what was begun is undone on the way out."""
+        """In the main thread: what was started is undone on the way out."""
         if not self._held_back:
             self.interrupt_if_asked()
 

@@ -24,7 +24,7 @@ def handle_signals(prog: str) -> None:
     A process that a supervisor or torchrun has started gets SIGTERM when that parent dies, so that
     none trains on without one.
     """
-    # A stream that was closed before we came is None to Python, which few who print expect.
+    # Python makes a stream that was closed at the start None, which most code does not expect.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (for good)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if SUPERVISOR in os.environ or _TORCHRUN in os.environ:

@@ -34,10 +34,10 @@ class NonFiniteError(RunError):
 class StepMetrics:
     """What one step gave, the same on every rank.
 
-    losses: the objective's means, by name, "loss" first. total_loss: what the gradient is of, these
-    and the layers' balance with their weights. balance: mean sequence balance over
-    sequences and MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. stop:
-    whether any rank was asked to stop.
+    losses: the objective's means, by name, "loss" first. total_loss: what the gradient is of, the
+    weighted sum of these and the layers' balance. balance: mean sequence balance over sequences and
+    MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. stop: whether any rank
+    was asked to stop.
     """
 
     losses: dict[str, float]
@@ -192,7 +192,8 @@ class Trainer:
                 move_bias(bias, loads_LE[row].to(bias.device), model.moe.bias_gamma)
 
     def _require_finite(self, step: int, batch: BatchTotals, norm: Tensor) -> None:
-        """Every rank comes to the same answer; on the way out they tell each other who saw it."""
+        """Every rank comes to the same answer; before they raise, they tell each other who saw
+        it."""
         if all(map(math.isfinite, batch.losses.values())) and bool(torch.isfinite(norm)):
             return
         mine = batch.not_finite_here or [
@@ -207,7 +208,7 @@ class Trainer:
 
 
 def _padded(fields: MicroBatch, padding: Mapping[str, int], sequences: int) -> MicroBatch:
-    """`fields` with so many more sequences that have no target."""
+    """`fields` with as many more sequences, which have no target."""
     return {
         name: torch.cat([value, value.new_full((sequences, *value.shape[1:]), padding[name])])
         for name, value in fields.items()

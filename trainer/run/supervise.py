@@ -1,7 +1,7 @@
 """A parent of processes that belong together: it passes signals on, and when one fails ends all.
 
 The processes share the parent's terminal and output. None outlives it: it kills what is left, and
-where it is killed itself they notice (startup.py).
+if it is killed itself, they notice (startup.py).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Child:
 def supervise(prog: str, children: Sequence[Child]) -> int:
     """Run all children to their end; the exit code, which is that of the first that failed.
 
-    Ctrl-C, SIGTERM and SIGHUP reach every child. Each speaks for itself; only of one that was
-    killed by a signal something is said here, with 128 + the signal as exit code. Raises OSError
+    Ctrl-C, SIGTERM and SIGHUP reach every child. Each speaks for itself; only for one that was
+    killed by a signal a line is written here, and the exit code is 128 + the signal. Raises OSError
     where a process cannot be started.
     """
     return _Supervision(prog).run(children)
@@ -93,7 +93,7 @@ class _Supervision:
 
     def _failed(self, ended: Mapping[str, int]) -> int:
         """The exit code for these children, the first to fail; one that was killed comes first,
-        since the others may have failed for want of it."""
+        since the others may have failed because of it."""
         name, code = min(ended.items(), key=lambda end: end[1])
         if code > 0:
             return code

@@ -37,7 +37,7 @@ def train(
     config: Config, resolved: str, stop: StopRequest, config_files: Sequence[str] = ()
 ) -> None:
     """Train as `config` says; `resolved` is that config as YAML, for the run folder; config_files:
-    what it was read from, which is not to be written over.
+    what it was read from, which must not be overwritten.
 
     Raises RunError or DataError, in one line, for what can be foreseen, and Stopped after a signal
     once the step has ended and the weights are saved.
@@ -127,4 +127,6 @@ def _require_same(resolved: str, text: Text) -> None:
     for rank, theirs in enumerate(everyone := gather(mine)):
         for what, value in theirs.items():
             if value != everyone[0][what]:
-                raise RunError(f"rank {rank} has another {what} than rank 0: give all the same")
+                raise RunError(
+                    f"rank {rank} has a different {what} from rank 0: give all ranks the same"
+                )

@@ -9,14 +9,14 @@ from parallel.pipeline.truth.results import IN_TORCH, TruthTest
 from parallel.schedule.table import ScheduleError
 from parallel.study.simulate import simulate
 
-MOST_RANKS = 128  # each is a process of this machine
+MOST_RANKS = 128  # each is a process on this machine
 MOST_SECONDS = 300.0  # of one step, half of what a rank waits for another
 
 
 def chosen(test: TruthTest) -> TruthTest:
-    """`test`, made sure that all its schedules can be run.
+    """`test`, after checking that all its schedules can be run.
 
-    Raises ScheduleError, a SettingError where it is about the numbers, for one that cannot.
+    Raises ScheduleError, a SettingError where the numbers are at fault, for one that cannot.
     """
     for name in dict.fromkeys((*test.names, *test.with_torch)):
         seconds = simulate(test.schedule(name), test.costs).makespan
@@ -49,5 +49,5 @@ def chosen_of_all(
 
 
 def in_torch(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of `names` that torch has too; all that it has for none."""
+    """Those of `names` that torch has too; all that torch has if there are no names."""
     return tuple(name for name in names or IN_TORCH if name in IN_TORCH)

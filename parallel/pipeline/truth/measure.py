@@ -58,7 +58,7 @@ def _compare(test: TruthTest, name: str, transport: Transport) -> Comparison:
     schedule, costs = test.schedule(name), replace(test.costs, pair_factor=1.0)
     pipeline = TorchPipeline(schedule)
     execute(schedule, NOTHING, transport)
-    # In turn, so that what else the machine does meets all of them.
+    # In turn, so that other load on the machine affects all of them.
     rounds = [
         (
             pipeline.execute(costs),

@@ -26,10 +26,10 @@ def run_ranks(
     timeout: timedelta = timedelta(minutes=10),
     real_time: bool = False,
 ) -> Any:
-    """Call function(process, *arguments) on each rank; what rank 0 returns. All must pickle.
+    """Call function(process, *arguments) on each rank; returns rank 0's result. All must pickle.
 
-    real_time: run the ranks before all ordinary processes of the machine; needs the right to, as
-    root has it. Raises torch.multiprocessing.ProcessRaisedException with a rank's traceback.
+    real_time: run the ranks before all ordinary processes of the machine; needs the privilege, as
+    root has. Raises torch.multiprocessing.ProcessRaisedException with a rank's traceback.
     """
     # Ranks are forked from one process that has imported what they need.
     multiprocessing.set_forkserver_preload([function.__module__])
@@ -57,7 +57,7 @@ def _rank(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word; the first process has one
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends silently; the first process reports it
     if not folder.exists():  # which has ended meanwhile
         return
     torch.set_num_threads(1)

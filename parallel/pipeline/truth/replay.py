@@ -1,4 +1,4 @@
-"""What a schedule would take if ...: two variations on a timeline, to find where time went."""
+"""How long a schedule would take if ...: two variations on a timeline, to find where time went."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from parallel.study.timeline import Timeline
 
 
 def replay(timeline: Timeline) -> float:
-    """The makespan if each item took as long as it did, and nothing were lost between items.
+    """The makespan if each item took as long as it did and no time were lost between items.
 
-    An item then starts when its rank is free and its inputs have been computed. What the measured
-    makespan has beyond this went into messages, and what this has beyond the simulated one into
-    items that took longer than they cost. The timeline is of a whole step.
+    An item then starts when its rank is free and its inputs have been computed. The measured
+    makespan exceeds this by the time lost in messages, and this exceeds the simulated makespan by
+    the time that items took beyond their cost. The timeline is of a whole step.
     """
     schedule = timeline.schedule
     walk: Walk[Message] = Walk()

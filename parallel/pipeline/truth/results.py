@@ -38,8 +38,8 @@ class Truth:
     """A schedule's simulated and measured makespan, in seconds.
 
     measured: until the last rank's executor has returned, one for each repeat. in_items,
-    in_messages: of the best, the parts of the simulated makespan by which items that took longer
-    than they cost, and what was lost between items, made it longer.
+    in_messages: of the best run, the time that items took beyond their cost, and the time lost
+    between items, as fractions of the simulated makespan.
     """
 
     name: str

@@ -88,7 +88,7 @@ class TorchPipeline:
         self._step()  # its first step connects the ranks and learns the shapes
 
     def execute(self, costs: CostModel) -> float:
-        """One step; until the last rank's has returned, in seconds from the common start."""
+        """Run one step; the seconds from the common start until the last rank has returned."""
         for (_, stage), times in stage_times(self.schedule, costs, dist.get_rank()).items():
             self._modules[stage].times = times
         origin = start_together()

@@ -58,7 +58,7 @@ def program(half: int, depth: int, micro_batches: int, places: tuple[Place, Plac
         rank.weights()
         rank.backward("I", 0)
 
-    # Step 8: W, what is left of them.
+    # Step 8: W, all that remain.
     for _ in range(depth + 1):
         rank.weights()
 

@@ -9,10 +9,10 @@ from parallel.schedule.table import Action, Placement, Schedule
 def forward_only(placement: Placement, micro_batches: int) -> Schedule:
     """Every micro-batch forward through flow 0 of `placement`; other flows are left out.
 
-    Each stage of a micro-batch has the time slot after the one before, so no rank can wait
-    forever. With one stage per rank it is micro-batch after micro-batch. On a V, where a rank's two
-    stages differ in parity, the two take turns: micro-batch m starts v m slots after the first,
-    for v stages per rank. Where stages go round the ranks, P micro-batches run one after the other
+    Each stage of a micro-batch has the time slot after the one before, so no rank can wait forever.
+    With one stage per rank it is micro-batch after micro-batch. On a V, where a rank's two stages
+    differ in parity, the two take turns: micro-batch m starts v m slots after the first, for v
+    stages per rank. Where stages are placed round-robin, P micro-batches run one after the other
     before the first is back. Either way no slot of a rank is wanted twice, and the busiest never
     idles between its first and last forward, which no order beats.
     Raises ScheduleError for fewer than one micro-batch.

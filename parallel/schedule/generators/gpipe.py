@@ -8,7 +8,7 @@ from parallel.schedule.table import Action, Program, Schedule
 
 
 def gpipe(ranks: int, micro_batches: int) -> Schedule:
-    """GPipe for any number of ranks and micro-batches; holds `micro_batches` activations a rank.
+    """GPipe for any number of ranks and micro-batches; holds `micro_batches` activations per rank.
 
     Raises ScheduleError for a count below 1.
     """

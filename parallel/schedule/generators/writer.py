@@ -1,4 +1,5 @@
-"""Writes one rank's program, for schedules that are told by phases rather than by micro-batches."""
+"""Writes one rank's program, for schedules that are described by phases rather than by
+micro-batches."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ Place: TypeAlias = tuple[int, int]
 class Writer:
     """Counts each phase's micro-batches as they go by, and remembers the weights that I leaves.
 
-    places: (flow, stage) of each phase. micro_batches: of each phase; what counts beyond them is
-    left out of the program (an overlapped pair must not be), so that a schedule written for more
-    can be run with fewer: whole micro-batches go, and what is left keeps its order.
+    places: (flow, stage) of each phase. micro_batches: of each phase; those beyond that number are
+    left out of the program (an overlapped pair must have none), so that a schedule written for more
+    can be run with fewer: whole micro-batches drop out, and the rest keep their order.
     """
 
     def __init__(self, places: tuple[Place, ...], micro_batches: int) -> None:

@@ -31,7 +31,7 @@ def _program(ranks: int, depth: int, micro_batches: int, places: tuple[Place, Pl
     """One rank's program. depth: its distance from the first rank; places: of phases 0 and 1."""
     rank = Writer(places, micro_batches)
     inner = ranks - depth  # ranks from this one to the turn, itself included
-    # The least that fills the V; with fewer micro-batches the writer leaves out what is too many.
+    # The least that fills the V; with fewer micro-batches the writer leaves out the excess.
     turns = max(micro_batches, 2 * ranks - 1) - ranks
 
     # F0, to fill the ranks between here and the turn and back.
@@ -43,7 +43,7 @@ def _program(ranks: int, depth: int, micro_batches: int, places: tuple[Place, Pl
         rank.forward(1)
         rank.forward(0)
 
-    # F1 I1 W1, the first backwards, which have only just begun to come back.
+    # F1 I1 W1, the first backwards, which have only just started to come back.
     for _ in range(inner):
         rank.forward(1)
         rank.backward("I", 1)

@@ -1,8 +1,8 @@
 """ZB-H1 and ZB-H2 (arXiv 2401.10241, section 2.3): weight gradients fill what 1F1B leaves idle.
 
-Both are 1F1B with the backward split. Only I has a rank that waits for it, so it goes first; W is
-put off to where the rank would idle, at the end. A rank that starts late keeps W back longer by
-as many micro-batches as it has begun fewer, so that every rank holds equally many at most.
+Both are 1F1B with the backward split. Other ranks wait for I only, so it goes first; W is put off
+to where the rank would idle, at the end. A rank that starts later has fewer micro-batches in
+flight, and delays W by as many more, so that the peak is the same on every rank.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def _schedule(name: str, ranks: int, micro_batches: int, depth: int) -> Schedule
 
 
 def _program(stage: int, warm_up: int, kept_back: int, micro_batches: int) -> Program:
-    """warm_up: forwards before the first F I. kept_back: how many I are ahead of their W."""
+    """warm_up: forwards before the first F I. kept_back: by how many items I runs ahead of W."""
     rank = Writer(((0, stage),), micro_batches)
-    turns = max(micro_batches - warm_up, kept_back + 1)  # what is too many, the writer leaves out
+    turns = max(micro_batches - warm_up, kept_back + 1)  # the writer leaves out the excess
 
     for _ in range(warm_up):
         rank.forward()

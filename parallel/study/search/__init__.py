@@ -1,9 +1,9 @@
 """The searched schedule: a better table than any handcrafted one, for given costs and memory.
 
-Simulated annealing over the orders on a V (see `words`), where the Ws fill what would be idle (see
-`run`). One rank's word changes a little, most often on the critical path; what comes after is run
-again; a worse run is kept with a probability that falls with how much worse it is, and with the
-temperature. Given the time, it is done several times over.
+Simulated annealing over the orders on a V (see `words`), where the Ws fill time that would be idle
+(see `run`). One rank's word changes a little, most often on the critical path; what comes after is
+run again; a worse run is kept with a probability that falls with how much worse it is, and with the
+temperature. If there is time, this is repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Found:
     """What a search found.
 
     makespan, start_makespan: of the table, and of the best one that it started with, called
-    `start`, in the unit of the costs. lower_bound: no table on a V under this cap is done sooner.
+    `start`, in the unit of the costs. lower_bound: no table on a V under this cap finishes earlier.
     stopped: by Ctrl-C, which ends the search with what it has found so far.
     """
 
@@ -65,19 +65,19 @@ def search(
     progress: Callable[[Progress], None] | None = None,
     start: Schedule | None = None,
 ) -> Found:
-    """Search for the table on a V that is done soonest; never worse than the best it starts with.
+    """Search for the table on a V that finishes earliest; never worse than the best it starts with.
 
     memory_cap: activations a rank holds at most, in full stages; `ranks` + 1/2 by default, as
     DualPipeV. seconds: how long to search, less if a table is as good as the lower bound. moves:
     stop after this many instead; the same seed then gives the same table. start: start with this
     table rather than with the handcrafted ones. progress: called about once per second.
-    Raises ScheduleError for counts, a cap or a start that cannot be.
+    Raises ScheduleError for invalid counts, and for a cap or a start that is impossible.
     """
     require_counts(SEARCHED, ranks, micro_batches)
     cap = 2 * ranks + 1 if memory_cap is None else math.floor(2 * memory_cap + TIE)
     if cap < 2:
         raise ScheduleError(f"searched needs a memory cap of at least 1 full stage, got {cap / 2}")
-    begun = time.monotonic()
+    started = time.monotonic()
     orders = Orders(costs, ranks, micro_batches, cap)
     bound = lower_bound(costs, ranks, micro_batches, cap)
     tables = [fitting(start, orders)] if start else handcrafted(orders)
@@ -96,5 +96,5 @@ def search(
         if (end := simulate(found, costs).makespan) < least - TIE:
             schedule, makespan = found, end
     check(schedule)
-    taken = time.monotonic() - begun
+    taken = time.monotonic() - started
     return Found(schedule, makespan, first.name, least, bound, budget.made, taken, stopped)

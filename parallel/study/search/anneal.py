@@ -14,13 +14,13 @@ from parallel.study.search.moves import propose
 from parallel.study.search.orders import TIE, Line, Orders
 from parallel.study.search.run import Run
 
-# Of a round: moves a letter, if there is time; temperatures at the start and the end, over the mean
-# duration of a letter. A cool one stays near its start, a hot one does not.
+# Of a round: moves per letter, if there is time; temperatures at the start and the end, over the
+# mean duration of a letter. A cool one stays near its start, a hot one does not.
 COOL, HOT = (200, 0.04, 0.005), (400, 0.16, 0.02)
-SPREAD = 0.6  # what the mean end of the ranks counts for, beside the last
-EXCESS = 0.2  # and what each rank's work does, where it alone takes longer than the lower bound
-CRITICAL = 0.6  # of the changes that are made on the critical path
-ANOTHER = 0.15  # how often one more change is made at once
+SPREAD = 0.6  # weight of the mean end of the ranks, beside the last end
+EXCESS = 0.2  # weight of a rank's work, where it alone exceeds the lower bound
+CRITICAL = 0.6  # share of the changes that are made on the critical path
+ANOTHER = 0.15  # how often a move makes one more change
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Progress:
 
 
 class Budget:
-    """How much of a search is over, by its moves or else by the clock."""
+    """How far a search is, by its moves or else by the clock."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Budget:
         self._progress, self._reported = progress, self._begun
 
     def left(self, run: Run) -> int:
-        """How many moves there will still be; an estimate if it is the clock that says."""
+        """How many moves remain; an estimate where the clock decides."""
         if self._moves is not None:
             return self._moves - self.made
         taken = time.monotonic() - self._begun
@@ -76,7 +76,7 @@ class Budget:
 class Annealing:
     """The annealing. Its temperatures are in units of a letter's mean duration.
 
-    least: the makespan to come below. best: the run that did, so far, and the soonest.
+    least: the makespan to beat. best: the fastest run so far that has beaten it, if any.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Annealing:
         )  # of all ranks, and the optimizer
 
     def cost(self, run: Run) -> float:
-        """What the annealing makes small: mostly the makespan, and what it cannot see yet."""
+        """What the annealing minimises: mostly the makespan, plus progress not visible in it."""
         finish = run.finish()
         excess = 0.0
         for first, line, after in zip(self.rank_starts, run.lines, self.orders.after):
@@ -102,8 +102,8 @@ class Annealing:
     def rounds(self, starts: list[Run], budget: Budget) -> None:
         """A cool round from each start, and then others as long as there is time.
 
-        Two of three are of the kind that led furthest, the third of all kinds in turn; each kind's
-        next round is longer than its last.
+        Two of three rounds are of the kind that led furthest, the third takes all kinds in turn;
+        each kind's next round is longer than its last.
         """
         kinds = [(start, heat) for heat in (COOL, HOT) for start in starts]
         reached, times = [math.inf] * len(kinds), [0] * len(kinds)
@@ -124,9 +124,8 @@ class Annealing:
     def _round(
         self, run: Run, heat: tuple[int, float, float], times: int, most: int, budget: Budget
     ) -> float:
-        """Anneal from `run`, `times` as long as `heat` says, in at most `most` moves.
-
-        Returns the best makespan of them.
+        """Anneal from `run`, `times` times as long as `heat` says, in at most `most` moves. Returns
+        the best makespan found.
         """
         letters = sum(len(line.ops) for line in run.lines)
         unit = sum(line.work for line in run.lines) / letters
@@ -151,7 +150,7 @@ class Annealing:
         return reached
 
     def _note(self, run: Run) -> float:
-        """The makespan of `run`, which is the best so far if it is the soonest."""
+        """The makespan of `run`; keeps the run if it is the fastest so far."""
         if (makespan := max(run.finish())) < self.least - TIE:
             self.best, self.least = run, makespan
         return makespan
@@ -159,7 +158,7 @@ class Annealing:
     def _changed(self, run: Run, path: list[tuple[int, int]], allowed: float) -> Run | None:
         """`run` with a random change, on its critical path or anywhere.
 
-        None if it cannot be, and mostly where its cost is above `allowed`.
+        None if that is impossible, and usually where its cost is above `allowed`.
         """
         random = self.random
         draw = random.random
@@ -182,11 +181,10 @@ class Annealing:
         return run.changed(rank, line, self._limit(run, rank, line, allowed)) if line else None
 
     def _limit(self, run: Run, rank: int, line: Line, allowed: float) -> float:
-        """No run of `run` with this line costs as little as `allowed` if a rank's work ends later.
-
-        For no rank ends before its work is done, and the mean end counts too.
+        """The time after which no rank's work may end, if `run` with this line is to cost at most
+        `allowed`: no rank ends before its work is done, and the mean end counts too.
         """
-        soonest = self.least_idle - run.lines[rank].work + line.work
+        earliest = self.least_idle - run.lines[rank].work + line.work
         for each in run.lines:
-            soonest += each.work
-        return allowed - SPREAD * soonest / len(run.lines) - min(self.orders.after) + TIE
+            earliest += each.work
+        return allowed - SPREAD * earliest / len(run.lines) - min(self.orders.after) + TIE

@@ -3,26 +3,26 @@
 For each rank r, with stages a = r and b = 2P - 1 - r, the bound adds up four parts; the largest
 sum over the ranks is the bound.
 
-Begin. The first item of r is an F that has come down from stage 0, so r idles before it.
+Start. The first item of r is an F that has come down from stage 0, so r idles before it.
 
 Window. No B or I starts on r before a micro-batch has passed all stages forward and its gradient
-has come back to b. Until then r can only run Fs, without a pair, or idle. If u is the number of
-Fs that r runs unpaired in the whole step, what these do not fill of the window is idle.
+has come back to b. Until then r can only run Fs, without a pair, or idle. If u is the number of Fs
+that r runs unpaired in the whole step, the part of the window that these do not fill is idle.
 
-End. After the last F of r ends, that of a micro-batch's stage b for an F of a comes before it, the
-micro-batch still has to go forward through the stages after b, and back through all of them, and
-stage 0's weight gradients follow. r can fill this only with backwards that no pair holds. There
-are as many as unpaired Fs, u.
+End. After the last F of r ends (of stage b, as the F of a comes before it), its micro-batch still
+has to go forward through the stages after b, and back through all of them, and stage 0's weight
+gradients follow. r can fill this only with backwards that no pair holds. There are as many as
+unpaired Fs, u.
 
 Work. All F, I and W of r, less what pairs save: there are 2M - u of them, and none saves more than
-(1 - k) x (the F + the B). With u Fs unpaired the most is saved if the dearest Fs and the dearest
-Bs are paired.
+(1 - k) x (the F + the B). With u Fs unpaired the most is saved if the most expensive Fs and Bs are
+paired.
 
 r's bound is the least over u of the sum: more unpaired Fs fill the window and the end, fewer save
-more. Neither is filled by more than the cap of them, as the Fs of the window are all still held at
-its end, and the backwards of the end are of activations still held. Window and end do not overlap,
-for the last F comes after the first backward; only if there are no pairs, and the cap lets all Fs
-come first, may they, and then the longer idle time of the two counts.
+more. Neither can take more of them than the cap, as all Fs of the window are still held at its end,
+and the backwards of the end are of activations still held. Window and end do not overlap, for the
+last F comes after the first backward; only if there are no pairs, and the cap lets all Fs come
+first, can they, and then the longer idle time of the two counts.
 
 A stage's F ends no sooner after its input has come than alone, or in a pair if that is quicker;
 the same for I. All of this holds for any hop; channels that are kept busy only add to it.
@@ -41,7 +41,7 @@ from parallel.study.search.words import SEARCHED
 
 
 def lower_bound(costs: CostModel, ranks: int, micro_batches: int, cap: int) -> float:
-    """No table on a V is done sooner, in the unit of `costs`.
+    """The makespan below which no table on a V can be, in the unit of `costs`.
 
     cap: activations of a half-size stage that a rank holds at most.
     """
@@ -50,7 +50,7 @@ def lower_bound(costs: CostModel, ranks: int, micro_batches: int, cap: int) -> f
 
 
 def rank_starts(costs: CostModel, ranks: int) -> list[float]:
-    """The soonest that each rank can start."""
+    """The earliest time at which each rank can start."""
     bound = _Bound(costs, ranks)
     return [bound.way_down(0, rank) for rank in range(ranks)]
 
@@ -103,19 +103,19 @@ class _Bound:
         tail += self.way_up(end, 0) + self._up[0] + self._weight_grad[0]
         forwards = sorted([self._forward[s] for s in stages] * micro_batches, reverse=True)
         backwards = sorted([self._backward[s] for s in stages] * micro_batches, reverse=True)
-        dearest_forwards = list(accumulate(forwards, initial=0.0))
-        dearest_backwards = list(accumulate(backwards, initial=0.0))
+        costliest_forwards = list(accumulate(forwards, initial=0.0))
+        costliest_backwards = list(accumulate(backwards, initial=0.0))
         saving = max(0.0, 1.0 - self._factor[rank])
         least = inf
         for unpaired in range(2 * micro_batches + 1):
             pairs = 2 * micro_batches - unpaired
-            saved = saving * (dearest_forwards[pairs] + dearest_backwards[pairs])
+            saved = saving * (costliest_forwards[pairs] + costliest_backwards[pairs])
             held = min(unpaired, cap)
-            in_window = max(0.0, window - dearest_forwards[held])
-            in_tail = max(0.0, tail - dearest_backwards[held])
+            in_window = max(0.0, window - costliest_forwards[held])
+            in_tail = max(0.0, tail - costliest_backwards[held])
             # Without pairs, the last F may come before the first backward.
             apart = pairs or cap < 2 * micro_batches
             idle = in_window + in_tail if apart else max(in_window, in_tail)
             least = min(least, idle - saved)
-        work = dearest_forwards[-1] + dearest_backwards[-1]
+        work = costliest_forwards[-1] + costliest_backwards[-1]
         return start + work + least + self._after[rank]

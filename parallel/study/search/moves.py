@@ -1,7 +1,8 @@
 """Small changes of a word, at random: what the search tries.
 
-Each takes a word and the position to change it at, and returns the changed word, or None where
-there is no such change. Whether the word can be followed is for `Orders.line` and `Run` to say.
+Each takes a word and the position to change it at, and returns the changed word, or None if the
+change is not possible there. Whether the word can be followed is for `Orders.line` and `Run` to
+say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words made out under a cost model: what each letter takes, waits for and makes."""
+"""Words compiled under a cost model: how long each letter takes, what it waits for and makes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from parallel.study.search.words import (
     stage_of,
 )
 
-TIE = 1e-9  # times closer than this are one
+TIE = 1e-9  # times closer than this are equal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """A letter made out. Slots are where what one rank makes for another arrives; 0 is none.
+    """A compiled letter. Slots are where what one rank makes for another arrives; 0 is none.
 
     first_input, second_input: the slots of what it waits for. split: how many Ws the letters before
     it have left. wanted: how many of these the memory cap wants done first. first_output,
-    second_output: the slots of what it makes, each with how long that is under way.
+    second_output: the slots of what it makes, each with how long that is in transit.
     """
 
     duration: float
@@ -44,10 +44,10 @@ class Op:
 
 
 class Line:
-    """One rank's word, made out.
+    """One rank's word, compiled.
 
-    weights: what its Ws take, in the order of their Is. work: what its letters and Ws take
-    together. left: what the letters from each position on take. rest: what the Ws from each on do.
+    weights: how long its Ws take, in the order of their Is. work: its letters and Ws together.
+    left: the letters from each position on. rest: the Ws from each one on.
     """
 
     __slots__ = ("_made_at", "left", "ops", "rest", "weights", "word", "work")
@@ -68,7 +68,7 @@ class Line:
 
 
 class Orders:
-    """What makes out words under a cost model.
+    """Compiles words under a cost model.
 
     cap: activations of a half-size stage that a rank holds at most.
     """
@@ -112,7 +112,7 @@ class Orders:
         return source if 0 <= source < self.ranks else rank
 
     def _path(self, kind: int, rank: int, m: int) -> tuple[int, int, float]:
-        """The slots that F0, F1, I0 or I1 waits for and fills, and how long that is under way."""
+        """The slots that F0, F1, I0 or I1 waits for and fills, and how long that is in transit."""
         source = self.slot(kind, rank, m) if kind or rank else 0
         # Forwards of phase 0 go down the V, those of phase 1 back up; backwards the other way.
         to = rank + 1 if kind in (FORWARD, INPUT + 1) else rank - 1
@@ -134,13 +134,13 @@ class Orders:
         return Op(self.durations[rank][letter], first[0], second[0], *ws, *one, *two)
 
     def line(self, rank: int, word: Word) -> Line | None:
-        """A rank's word made out; None for one above the cap, or out of order on this rank.
+        """A rank's word compiled; None for one above the cap, or out of order on this rank.
 
         An F1 needs its F0 before it, an I1 its F1 and an I0 its I1: on the same rank where the V
         turns and where it ends, and elsewhere by the way round. The same for a B in a pair.
         """
         f0 = f1 = b0 = b1 = split = 0  # split: Is, each of which leaves a W
-        above = 1 - self.cap  # the cap wants so many Ws done before the next F
+        above = 1 - self.cap  # how many Ws the cap wants done before the next F
         made, (weights0, weights1) = self._made[rank], self.weights[rank]
         ops, weights = [], []
         for letter in word:

@@ -40,9 +40,9 @@ class Run:
         return [ends[-1] + line.rest[filled[-1]] + after for ends, filled, line, after in ranks]
 
     def changed(self, rank: int, line: Line, limit: float = inf) -> Run | None:
-        """The run where `rank` has another word; None if that deadlocks, or ends after `limit`.
+        """The run where `rank` has another word; None if that deadlocks or ends after `limit`.
 
-        What has ended and arrived before the rank could begin the first other letter is as it was.
+        All that has ended or arrived before the rank could start the first changed letter is kept.
         """
         first = 0
         for old, new in zip(self.lines[rank].ops, line.ops):

@@ -1,10 +1,10 @@
 """Tables on a V as words: what the search changes.
 
 On a V, rank r holds stage r, its phase 0, and stage 2P - 1 - r, its phase 1. A letter says what is
-computed and of which phase; the micro-batch is the next of that kind and phase. Nothing is lost
-by this. In any table that can be followed, give the n-th F of every stage micro-batch n, and the
-same for backwards; the n-th F of a stage starts after n Fs of the stage before it have ended, so
-after the n-th of these has, and all else that an action needs is as sure. No time changes.
+computed and of which phase; the micro-batch is the next of that kind and phase. Nothing is lost by
+this. In any table that can be followed, give the n-th F of every stage micro-batch n, and the same
+for backwards; the n-th F of a stage starts after n Fs of the stage before it have ended, so after
+the n-th of these has; the same holds for whatever else an action needs. No time changes.
 
 A word has no W: these are put where a rank would idle (see `run`).
 """

@@ -33,7 +33,7 @@ FP8_BLOCKS = {
     "weight_block_size": [128, 128],
 }
 _FP8_KEYS = ("fmt", "quant_method", "weight_block_size")
-# Keys of config.json that have to have one of these values: nothing else is implemented.
+# Keys of config.json that must have one of these values: nothing else is implemented.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "model_type": ("deepseek_v3", "deepseek_v2"),
     "hidden_act": ("silu",),
@@ -43,7 +43,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True, None),
     "moe_layer_freq": (1, None),
 }
-# The same, by model_type. What V2 means by norm_topk_prob, every reader takes differently.
+# The same, by model_type. Readers disagree on what norm_topk_prob means in V2.
 _REQUIRED_OF: dict[str, dict[str, tuple[Any, ...]]] = {
     "deepseek_v3": {"topk_method": ("noaux_tc", None), "scoring_func": ("sigmoid", None)},
     "deepseek_v2": {
@@ -55,16 +55,16 @@ _REQUIRED_OF: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. Raises ConfigError where there is none to be read."""
+    """config.json of a checkpoint folder. Raises ConfigError where it cannot be read."""
     return read_json_object(folder / CONFIG_FILE, ConfigError)
 
 
 def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     """The model that a config.json describes; `where` names the file in errors.
 
-    What only training knows (weights of losses, gamma of the router bias) has our defaults, but a
-    V2 model has no router bias to move. Raises ConfigError for a key that is missing and for what
-    is not implemented.
+    What matters only in training (loss weights, gamma of the router bias) gets our defaults, except
+    that a V2 model has no router bias to move. Raises ConfigError for a key that is missing and for
+    what is not implemented.
     """
     of_type = _REQUIRED_OF.get(str(config.get("model_type")), {})
     for key, allowed in (_REQUIRED | of_type).items():
@@ -74,7 +74,7 @@ def model_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
                 f"{where}: {key} is {shown(config.get(key))}, only {supported} is supported"
             )
     require_types(config, where, REQUIRED, OPTIONAL)
-    if "q_lora_rank" not in config:  # null is none, but nothing means 1536 to transformers
+    if "q_lora_rank" not in config:  # null is none, but to transformers a missing key means 1536
         raise ConfigError(f"{where}: q_lora_rank is missing")
     quantised = config.get("quantization_config")
     if quantised and (

@@ -49,29 +49,29 @@ class Companions:
 def tokenizer_files(folder: Path, given: Path | None = None) -> list[Path]:
     """The files of a checkpoint's tokenizer, and its generation_config.json, by name.
 
-    What a checkpoint in other weights, or of other weights, takes along as it is. Code (`.py`) is
-    not among them. given, errors: as of `carried_files`.
+    They are carried over unchanged when the weights are converted or trained on. Code (`.py`) is
+    not among them. given, errors: as in `carried_files`.
     """
     return carried_files(folder, _CARRIED, given)
 
 
 def carried_files(folder: Path, patterns: tuple[str, ...], given: Path | None = None) -> list[Path]:
-    """The files of a checkpoint that fit one of these patterns, by name; none in no folder.
+    """The files of a checkpoint that match one of these patterns, by name; none without a folder.
 
     A link counts as the file that it leads to, if that lies in `folder` or, where `folder` is a
     snapshot in the cache of Hugging Face, in the blobs of its repository. given: a file that the
-    user has named, a link to wherever it may be. Raises CheckpointError for a link that leads
+    user has named, which may be a link to anywhere. Raises CheckpointError for a link that leads
     elsewhere: an export gives away what it takes along.
     """
     roots = _roots(folder)
     names = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [file for file in names if any(fnmatchcase(file.name, p) for p in patterns)]
     for link in (file for file in found if file.is_symlink() and file != given):
-        target = Path(os.path.realpath(link))  # to nowhere in particular where links go in circles
+        target = Path(os.path.realpath(link))  # not a file where links form a cycle
         if not any(target.is_relative_to(root) for root in roots) or not target.is_file():
             raise CheckpointError(
-                f"{link}: is a link to {target}, which is no file of this checkpoint: put the file "
-                "itself there, or remove the link"
+                f"{link}: is a link to {target}, which is not a file of this checkpoint: put "
+                "the file itself there, or remove the link"
             )
     return [file for file in found if file.is_file()]
 
@@ -99,7 +99,7 @@ def tokenizer_of_run(config: Config) -> str | None:
 
 
 def read_companions(config: Config) -> Companions:
-    """The run's tokenizer, and what the checkpoint that it started from says beyond weights.
+    """The run's tokenizer, and what else the checkpoint that it started from says.
 
     Raises ConfigError, CheckpointError and DataError, in one line, for what cannot be read.
     """

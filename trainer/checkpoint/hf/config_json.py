@@ -1,7 +1,7 @@
 """The config.json of a model: what others read its architecture from.
 
 As the released DeepSeek-V3 and DeepSeek-V2 checkpoints have it, which transformers, vLLM and SGLang
-all read. No torch in here, so that what no config.json can say is reported at once.
+all read. No torch in here, so that a model that no config.json can describe is reported at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from trainer.checkpoint.hf.architecture import FP8_BLOCKS
 from trainer.config.schema import ModelConfig, StorageType, YarnConfig
 
-# What a base says in another form, of its own files, or of who wrote it.
+# What a base says in another form, about its own files, or about who wrote it.
 _NOT_KEPT = (
     "rope_parameters",
     "dtype",
@@ -23,7 +23,7 @@ _NOT_KEPT = (
 
 
 def not_representable(model: ModelConfig) -> str | None:
-    """Why no config.json says what this model is, or None."""
+    """Why no config.json can describe this model, or None."""
     moe = model.moe
     if moe.score == "softmax" and moe.normalise:
         return "model.moe.normalise must be false with model.moe.score softmax, as in DeepSeek-V2"

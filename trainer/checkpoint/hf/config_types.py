@@ -1,4 +1,4 @@
-"""What kind of value each key of a config.json has to have; no torch in here."""
+"""What kind of value each key of a config.json must have; no torch in here."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 @dataclass(frozen=True)
 class Conversion:
-    """files: of each tensor that is written, scales included, in order of the index; tensors: what
-    they are there; scale_files: scales that are left out and had another file than their weight."""
+    """files: of each tensor that is written, scales included, in order of the index; tensors: their
+    shape and type there; scale_files: scales that are left out and were in a different file from
+    their weight."""
 
     source: Checkpoint
     config: dict[str, Any]
@@ -50,10 +51,10 @@ class Conversion:
 
 
 def checked_model(source: Checkpoint) -> ModelConfig:
-    """The model that a checkpoint is, once every tensor is known to be as config.json says.
+    """The model of a checkpoint, after checking that every tensor is as config.json says.
 
     It has the MTP modules that are there. Raises ConfigError for a config.json that is not
-    supported, CheckpointError for a tensor that is missing, too many, or not what it should be.
+    supported, CheckpointError for a tensor that is missing, unexpected, or not what it should be.
     """
     where = str(source.folder / CONFIG_FILE)
     model = with_mtp_of(model_from_hf(source.config, where), source.names())
@@ -118,7 +119,7 @@ def plan_conversion(source: Checkpoint, choice: Choice, without_mtp: bool) -> Co
 
 
 def _config(source: Mapping[str, Any], choice: Choice, depth: int) -> dict[str, Any]:
-    """config.json of the target: the source's, but for types, MTP depth and `auto_map`, which
+    """config.json of the target: the source's, except for types, MTP depth and `auto_map`, which
     names Python files that are not carried over."""
     config = {key: value for key, value in source.items() if key != "auto_map"}
     for key in _MTP_KEYS:

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to another with its weights in another type, file by file.
+"""From one checkpoint folder to another with another type of weights, file by file.
 
 Memory: the tensors of one file of the target, and one tensor of the source.
 """
@@ -43,7 +43,9 @@ def require_place(conversion: Conversion, target: Path, overwrite: bool) -> None
         )
     if os.path.lexists(target):
         if not os.path.isfile(target / CONFIG_FILE):
-            raise CheckpointError(f"{target}: exists and is no checkpoint: choose another folder")
+            raise CheckpointError(
+                f"{target}: exists and is not a checkpoint: choose another folder"
+            )
         if not overwrite:
             raise CheckpointError(f"{target}: exists: choose another, or replace it by --overwrite")
     require_room(target, conversion.nbytes, " or choose another disk")
@@ -53,23 +55,23 @@ def convert(conversion: Conversion, target: Path, progress: Callable[[int, int],
     """Write what was planned to the folder `target`, replacing what is there; the seconds it took.
 
     progress(done, total): bytes of the tensors that have been converted or copied. Whatever ends
-    this early, Ctrl-C too, leaves `target` as it was or, in the last moment, the new one, and
-    nothing besides; a kill leaves `scratch(target)`. Raises CheckpointError, also for values that
-    are not finite, and where another process is writing `target`; Stopped for Ctrl-C, which says
+    this early, Ctrl-C too, leaves `target` as it was or, at the last moment, the new one, and
+    nothing else; a kill leaves `scratch(target)`. Raises CheckpointError, also for values that are
+    not finite, and where another process is writing `target`; Stopped for Ctrl-C, which says
     whether `target` is the new one.
     """
-    begun, before = time.monotonic(), _identity(target)
+    started, before = time.monotonic(), _identity(target)
     try:
         _convert(conversion, target, progress)
     except KeyboardInterrupt as error:
         written = _identity(target) not in (None, before)
         what = f"{target} is written and whole" if written else "nothing written"
         raise Stopped(signal.SIGINT, f"stopped by Ctrl-C, {what}") from error
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def _identity(folder: Path) -> int | None:
-    """What differs in a folder that takes the place of this one; None if there is none."""
+    """A number that changes when another folder takes this one's place; None if there is none."""
     try:
         return folder.stat().st_ino
     except OSError:
@@ -99,12 +101,12 @@ def _convert(conversion: Conversion, target: Path, progress: Callable[[int, int]
         for path in beside:
             copy_file(path, partial / path.name)
         _write_index(conversion, partial, unchanged)
-        _write_config(conversion, partial)  # last: what has none does not look like a checkpoint
+        _write_config(conversion, partial)  # last: a folder without it is no checkpoint yet
         output.commit()
 
 
 def _unchanged_files(conversion: Conversion) -> set[str]:
-    """The files of the target that hold what they hold in the source."""
+    """The files of the target with the same tensors as in the source."""
     source = conversion.source
     changed = {file for name, file in source.files.items() if conversion.files.get(name) != file}
     for name, file in conversion.files.items():

@@ -11,13 +11,13 @@ from trainer.errors import CheckpointError
 from trainer.io.json_object import read_json_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-# Metadata of the index: {scale: file} of the scales that are not here now, and that in fp8 stand in
-# another file than their weight, as some of the released checkpoints do at the end of a file.
+# Metadata of the index: {scale: file} of the scales that are not here now, and that in fp8 were in
+# a different file from their weight, as some released checkpoints have them at the end of a file.
 SCALE_FILES = "scale_files"
 
 
 def read_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(metadata, file of each tensor). Raises CheckpointError where it is no such index."""
+    """(metadata, file of each tensor). Raises CheckpointError where it is not such an index."""
     index = read_json_object(path, CheckpointError)
     files, metadata = index.get("weight_map"), index.get("metadata") or {}
     if not files or not isinstance(metadata, dict):
@@ -34,13 +34,13 @@ def _check_files(path: Path, files: object) -> None:
     for name, file in files.items():
         if not (isinstance(file, str) and re.fullmatch(r"[^/\\\0]+\.safetensors", file)):
             raise CheckpointError(
-                f"{path}: places {name} in {shown(file)}, which is no safetensors file of this "
+                f"{path}: places {name} in {shown(file)}, which is not a safetensors file of this "
                 "folder"
             )
 
 
 def no_weights(folder: Path) -> str:
-    """What is said of a folder without safetensors."""
+    """The error for a folder without safetensors."""
     for pattern in ("*.bin", "*.pt", "*.pth"):
         for pickle in sorted(folder.glob(pattern)):
             return (

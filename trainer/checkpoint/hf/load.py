@@ -43,10 +43,10 @@ def load_part(
 ) -> None:
     """Copy the checkpoint's weights and router biases into `part`, one tensor after the other.
 
-    `require_model` must have passed. compare: whether to hold the copies that MTP modules have of
-    embedding and head against the model's; one rank of those with MTP is enough, they are large.
-    progress(done, total): bytes read of those this rank reads. Raises CheckpointError for a file
-    that cannot be read, and where such a copy is another tensor than the model's.
+    `require_model` must have passed. compare: whether to compare the copies that MTP modules have
+    of embedding and head with the model's; one rank of those with MTP is enough, since they are
+    large. progress(done, total): bytes read of those this rank reads. Raises CheckpointError for a
+    file that cannot be read, and where such a copy differs from the model's.
     """
     targets = dict(named_tensors(part))
     biases = dict(named_biases(part))

@@ -40,7 +40,7 @@ def _leftover(folder: Path) -> int:
 
 
 class OutputFolder:
-    """A folder that gets its name only when it is whole. As a context, it discards in the end.
+    """A folder that gets its name only when it is whole. As a context, it discards at the end.
 
     partial: an empty folder, in `scratch(folder)`, for the caller to fill.
     """
@@ -49,8 +49,9 @@ class OutputFolder:
         """Lock `scratch(folder)` and make `partial`.
 
         Nobody else can start until this one has been committed or discarded, or the process ends:
-        `discard` whatever goes wrong. What a killed process left is cleared away, the folder that
-        it was replacing put back. Raises CheckpointError, also where another is writing `folder`.
+        call `discard` whatever goes wrong. What a killed process left is cleared away, and the
+        folder that it was replacing is put back. Raises CheckpointError, also where another is
+        writing `folder`.
         """
         self._folder, self._scratch = folder, scratch(folder)
         self.partial, self._old = self._scratch / _NEW, self._scratch / _OLD
@@ -86,7 +87,7 @@ class OutputFolder:
 
         Whatever ends this early leaves one whole folder, the old or the new. If that is between the
         two renames, the old one is in `scratch(folder)`: `discard` puts it back, the next
-        OutputFolder does after a kill. An error after them says that the new one has its place.
+        OutputFolder does after a kill. An error after them says that the new one is in place.
         """
         folder = self._folder
         with saying(folder):
@@ -105,8 +106,8 @@ class OutputFolder:
         self.discard()
 
     def discard(self) -> None:
-        """Remove what has not been committed, and put back what it was to replace. Does nothing
-        where that has been done.
+        """Remove what has not been committed, and put back what it was to replace. Does nothing if
+        that has been done already.
 
         Raises CheckpointError if the old folder cannot be put back.
         """
@@ -118,7 +119,7 @@ class OutputFolder:
         except OSError as error:
             if not os.path.lexists(folder):
                 raise CheckpointError(
-                    f"{folder}: is gone, rename {old} to it: {error.strerror or error}"
+                    f"{folder}: is gone; rename {old} to it: {error.strerror or error}"
                 ) from error
         else:
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -135,6 +136,8 @@ class OutputFolder:
         if not os.path.lexists(folder):
             old.rename(folder)
         elif self.partial.exists():  # not committed: someone else has made `folder` since
-            raise CheckpointError(f"{folder}: is there again, and what it was is {old}: remove one")
+            raise CheckpointError(
+                f"{folder}: exists again, and its old content is in {old}: remove one"
+            )
         else:
             remove(old)

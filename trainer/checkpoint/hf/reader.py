@@ -157,17 +157,17 @@ class Checkpoint:
         if not all_finite(tensor):
             raise CheckpointError(
                 f"{self._where(name)} has values that are not finite as {_words(tensor.dtype)} "
-                "(nan or infinity), so the model computes nothing: take weights from before that"
+                "(nan or infinity), so the model cannot compute: use weights saved before that"
             )
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError for the first of these tensors that is missing, has another shape,
-        is of a type that is no float, or is in fp8 without the scale that belongs to it."""
+        is of a type other than float, or is in fp8 without the scale that belongs to it."""
         for name, shape in shapes.items():
             self._require_one(name, shape)
             if self.dtype(name) == _FP8:
                 if len(shape) != 2:
-                    raise CheckpointError(f"{self._where(name)} is in fp8, but is no matrix")
+                    raise CheckpointError(f"{self._where(name)} is in fp8, but is not a matrix")
                 scale = name + SCALE_SUFFIX
                 self._require_one(scale, scale_shape(shape))
                 if self.dtype(scale) != torch.float32:
@@ -221,7 +221,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield tensors
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: is cut short or no safetensors file ({size:,} bytes; {error}): fetch it again"
+            f"{path}: is cut short or not a safetensors file ({size:,} bytes; {error}): "
+            "fetch it again"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error

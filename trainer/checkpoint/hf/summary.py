@@ -73,7 +73,7 @@ def summarise(checkpoint: Checkpoint) -> Summary:
 
 
 def table(found: Summary) -> Table:
-    """The same but for the problem, for a console that takes text literally."""
+    """The same without the problem, for a console that takes text literally."""
     shown = Table(title=printable(found.folder), show_header=False)
     shown.add_column("what")
     shown.add_column("value", justify="right")

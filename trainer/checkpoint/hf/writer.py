@@ -22,7 +22,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def split_into_shards(sizes: Mapping[str, int], limit: int = SHARD_BYTES) -> list[list[str]]:
-    """Names in their order, as many to a shard as have `limit` bytes together; at least one."""
+    """Names in order, in shards of at most `limit` bytes, or of one tensor."""
     shards: list[list[str]] = []
     room = 0
     for name, size in sizes.items():
@@ -40,7 +40,7 @@ def shard_file(number: int, count: int) -> str:
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, and see it on the disk. Raises CheckpointError."""
+    """Write a safetensors file, and wait until it is on the disk. Raises CheckpointError."""
     with saying(path):
         path.touch()
         mode = stat.S_IMODE(path.stat().st_mode)  # as the umask, or the folder, gives it
@@ -71,14 +71,14 @@ def write_index(
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, and see it on the disk. Raises CheckpointError."""
+    """Write a file, and wait until it is on the disk. Raises CheckpointError."""
     with saying(path):
         path.write_bytes(content)
         sync(path)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file as it is, and see it on the disk. Raises CheckpointError."""
+    """Copy a file unchanged, and wait until it is on the disk. Raises CheckpointError."""
     with saying(target):
         shutil.copyfile(source, target)
         sync(target)
