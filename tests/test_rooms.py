@@ -30,6 +30,7 @@ FORBIDDEN = {
     "objective": ("build", "run", "bench", "report", "optim", "checkpoint"),
     "data": ("model", "build", "run", "bench", "report", "optim", "checkpoint"),
     "optim": ("build", "run", "bench", "report", "model"),
+    "recipe": ("build", "run", "bench", "report", "model", "optim", "data", "checkpoint"),
     "io": ("config", "model", "build", "run", "bench", "report", "optim", "data", "checkpoint"),
     "build": ("run", "bench", "report", "generate"),
     "checkpoint": ("run", "bench", "report", "generate"),
@@ -41,6 +42,7 @@ NO_TORCH = (
     "parallel/schedule",
     "parallel/study",
     "trainer/config",
+    "trainer/recipe",
     "parallel/ranks/mesh.py",
 )
 

@@ -80,6 +80,5 @@ def load_text(config: Config) -> Text:
         seed=config.run.seed,
         sequence_length=data.sequence_length,
         lookahead=lookahead,
-        global_batch=data.global_batch,
     )
     return Text(training, validation, batches, torch.from_numpy(windows.astype("int64")), tokenizer)

@@ -25,7 +25,7 @@ class EpochOrder:
 
 
 class Batches:
-    """Global batches over a split, epoch after epoch; a pure function of seed and number.
+    """The sequences of a split, epoch after epoch; a pure function of seed and number.
 
     Each epoch shuffles the documents, joins them, and cuts the stream into windows: window i has
     the tokens t = stream[i * S : i * S + S + 1 + lookahead] with S the sequence length, so the
@@ -35,10 +35,8 @@ class Batches:
     per window, and the two latest epochs are kept.
     """
 
-    def __init__(
-        self, split: Split, *, seed: int, sequence_length: int, lookahead: int, global_batch: int
-    ) -> None:
-        """`lookahead`: MTP depth, in tokens; `global_batch`: sequences per step, over all ranks.
+    def __init__(self, split: Split, *, seed: int, sequence_length: int, lookahead: int) -> None:
+        """`lookahead`: MTP depth, in tokens.
 
         Raises DataError if the split has too few tokens for one window.
         """
@@ -46,7 +44,6 @@ class Batches:
         self.seed = seed
         self.sequence_length = sequence_length
         self.window_tokens = sequence_length + 1 + lookahead
-        self.global_batch = global_batch
         self.sequences_per_epoch = (split.size - 1 - lookahead) // sequence_length
         self._orders: dict[int, EpochOrder] = {}
         if self.sequences_per_epoch < 1:
@@ -68,28 +65,16 @@ class Batches:
         return np.stack([self.window(index) for index in range(first, first + count)])
 
     def micro_batch(
-        self, step: int, data_rank: int, data_ranks: int, micro_batch: int, micro_batches: int
+        self, first: int, sequences: int, data_rank: int, micro_batch: int, micro_batches: int
     ) -> torch.Tensor:
         """Tokens [sequences, S + 1 + lookahead] int64 of one micro-batch of one data rank.
 
-        The global batch of a step is the same under any layout: data rank d has its d-th contiguous
-        part, micro-batch m the m-th contiguous part of that. ValueError if the global batch does
-        not divide evenly, or a number is out of range.
+        `first`: the running sequence that the step starts with, over all ranks. `sequences`: of a
+        micro-batch. The global batch of a step is the same under any layout: data rank d has its
+        d-th contiguous part, micro-batch m the m-th contiguous part of that.
         """
-        parts = data_ranks * micro_batches
-        if self.global_batch % parts:
-            raise ValueError(
-                f"a global batch of {self.global_batch} sequences does not divide into "
-                f"{data_ranks} data ranks x {micro_batches} micro-batches"
-            )
-        if not (0 <= data_rank < data_ranks and 0 <= micro_batch < micro_batches):
-            raise ValueError(
-                f"data rank {data_rank} of {data_ranks}, micro-batch {micro_batch} of "
-                f"{micro_batches}: out of range"
-            )
-        sequences = self.global_batch // parts
         part = data_rank * micro_batches + micro_batch
-        tokens = self.windows(step * self.global_batch + part * sequences, sequences)
+        tokens = self.windows(first + part * sequences, sequences)
         return torch.from_numpy(tokens.astype(np.int64))
 
     def _order(self, epoch: int) -> EpochOrder:
@@ -131,7 +116,5 @@ def validation_windows(
     The first `sequences` (or all, if there are fewer) of the split's first epoch: shuffled, so
     that few windows still speak for many documents. DataError if not one window fits.
     """
-    batches = Batches(
-        split, seed=seed, sequence_length=sequence_length, lookahead=lookahead, global_batch=1
-    )
+    batches = Batches(split, seed=seed, sequence_length=sequence_length, lookahead=lookahead)
     return batches.windows(0, min(sequences, batches.sequences_per_epoch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from parallel.ranks.roll_call import RollCall
@@ -16,6 +16,7 @@ from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
 from trainer.errors import Stopped, TandemError
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.report.console import RunConsole
 from trainer.report.metrics import Metrics
 from trainer.report.picture import draw_own_run
@@ -26,9 +27,10 @@ from trainer.run.signals import StopRequest
 from trainer.run.step import GetMicroBatch, NonFiniteError, StepMetrics, Trainer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loop:
-    """All steps, evaluations and the final weights. folder, companions: on the first rank only."""
+    """All steps, evaluations and the final weights. folder, companions: on the first rank only.
+    progress: where it starts, and while it runs where it is."""
 
     trainer: Trainer
     text: Text
@@ -38,6 +40,7 @@ class Loop:
     metrics: Metrics
     companions: Companions | None
     roll_call: RollCall
+    progress: Progress = field(default_factory=Progress)
 
     def run(self) -> None:
         """Train to the end, then draw the run; Stopped in between if asked to."""
@@ -51,10 +54,13 @@ class Loop:
     def _steps(self) -> None:
         config, stop = self.trainer.layout.config, self.stop
         stop.training()
-        for step in range(config.run.steps):
+        while (step := self.progress.step) < config.run.steps:
             start = time.perf_counter()
             self._note(f"in step {step + 1}")
             done = self._step(step)
+            self.progress = self.progress.after_step(
+                config.data.global_batch, config.data.sequence_length
+            )
             if done.stop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
@@ -79,7 +85,7 @@ class Loop:
 
     def _step(self, step: int) -> StepMetrics:
         try:
-            batch = _micro_batches(self.trainer.layout, self.text, step)
+            batch = _micro_batches(self.trainer.layout, self.text, self.progress)
             return self.trainer.step(step, batch, self.stop.asked)
         except NonFiniteError as error:  # on all ranks, with the weights of the step before
             raise NonFiniteError(f"{error}; {self._save_or_why_not()}") from error
@@ -140,10 +146,10 @@ class Loop:
             return str(error)
 
 
-def _micro_batches(layout: Layout, text: Text, step: int) -> GetMicroBatch:
-    rank, ranks = layout.data_rank, layout.mesh.data
+def _micro_batches(layout: Layout, text: Text, progress: Progress) -> GetMicroBatch:
+    first, sequences, rank = progress.sequences, layout.sequences, layout.data_rank
     count = layout.config.pipeline.micro_batches
-    return lambda m: {TOKENS: text.batches.micro_batch(step, rank, ranks, m, count)}
+    return lambda m: {TOKENS: text.batches.micro_batch(first, sequences, rank, m, count)}
 
 
 def _is_due(step: int, every: int) -> bool:
