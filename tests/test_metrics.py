@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rich.cells import cell_len
 
 from trainer.config.schema import Config, MTPConfig, RunConfig
 from trainer.report.console import RunConsole
+from trainer.report.events import Event
 from trainer.report.json_lines import FILE, JsonLines
 from trainer.report.metrics import Metrics, Recorded, Values, Window
 from trainer.report.run_log import read_run
@@ -33,7 +35,11 @@ class Kept:
 
     def __init__(self, said: str | None = None) -> None:
         self.steps: list[tuple[int, dict[str, Any]]] = []
+        self.events: list[Event] = []
         self._said = said
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
 
     def write(self, step: int, values: Values) -> None:
         self.steps.append((step, {name: recorded.value for name, recorded in values.items()}))
@@ -68,6 +74,7 @@ def test_every_sink_gets_every_value_of_a_step_once() -> None:
             metrics.record("sample", "text", "last")
         metrics.end_step(step)
     metrics.end_step(2)
+    metrics.event("spike", 1, "loss\n 9")
     assert metrics.close() == ["in the cloud"]
     tokens = c.data.global_batch * c.data.sequence_length
     first = {
@@ -81,6 +88,7 @@ def test_every_sink_gets_every_value_of_a_step_once() -> None:
     }  # fmt: skip
     for sink in sinks:
         assert sink.steps == [(0, first), (1, second), (2, {})]
+        assert sink.events == [Event("spike", 1, "loss 9")]
 
 
 def test_a_window_reduces_each_value_in_its_way() -> None:
@@ -138,6 +146,54 @@ def test_a_full_disk_costs_lines_and_one_warning(
     run = read_run(tmp_path)
     assert run.steps == 101 and run.series["loss"].steps[0] == 1
     assert run.skipped <= 1, "more than the line that was cut off is spoilt"
+
+
+def loss(step: int) -> dict[str, Recorded]:
+    return {"loss": Recorded(float(step), "mean")}
+
+
+@pytest.mark.parametrize("ending", ["", '{"step": 7, "lo', "no line\n"])
+@pytest.mark.parametrize("done", [0, 4, 7, 9])
+def test_a_run_that_goes_on_has_each_step_once(tmp_path: Path, done: int, ending: str) -> None:
+    lines = JsonLines(tmp_path)
+    happened: list[Event] = []
+    for step in range(7):
+        if step in (2, 4, 5):
+            happened.append(Event("spike" if step == 5 else "checkpoint_failed", step, "é"))
+            lines.event(happened[-1])
+        lines.write(step, loss(step))
+    lines.close()
+    with open(tmp_path / FILE, "a") as file:
+        file.write(ending)
+    lines = JsonLines(tmp_path, done)
+    happened.append(Event("restart", done, "again"))
+    lines.event(happened[-1])
+    for step in range(done, 10):
+        lines.write(step, loss(step))
+    lines.close()
+    rows = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    steps = [row["step"] for row in rows if "event" not in row]
+    assert steps == [*range(min(7, done)), *range(done, 10)]
+    run = read_run(tmp_path)
+    assert run.series["loss"].values.tolist() == steps and run.skipped == 0
+    assert list(run.events) == [e for e in happened if e.kind != "spike" or e.step < done]
+
+
+def test_a_file_that_was_not_cut_is_read_as_if_it_had_been(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path)
+    for step in (0, 1, 2, 3):
+        lines.write(step, loss(step))
+    lines.event(Event("spike", 3, "9"))
+    lines.event(Event("rollback", 2, "to step 2"))
+    for step in (2, 3):
+        lines.write(step, {"loss": Recorded(10.0 + step, "mean")})
+    lines.event(Event("restart", 1, "again"))
+    lines.write(1, {"loss": Recorded(21.0, "mean")})
+    lines.close()
+    run = read_run(tmp_path)
+    assert run.series["loss"].steps.tolist() == [1, 2] and run.steps == 2
+    assert run.series["loss"].values.tolist() == [0.0, 21.0]
+    assert [event.kind for event in run.events] == ["restart"]
 
 
 # Reading a run

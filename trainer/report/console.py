@@ -16,6 +16,7 @@ from parallel.files.shown import printable
 from trainer.config.schema import Config
 from trainer.io.byte_progress import byte_progress
 from trainer.io.terminal import plain_console
+from trainer.report.events import Event
 from trainer.report.metrics import Values, Window
 from trainer.report.step_table import StepTable
 
@@ -75,6 +76,9 @@ class RunConsole:
         self._say_validation(done, values)
         if "sample" in values:
             self._say_sample(done, str(values["sample"].value))
+
+    def event(self, event: Event) -> None:
+        self.say(event.line())
 
     def close(self) -> None:
         self._progress.stop()

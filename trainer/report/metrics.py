@@ -1,4 +1,4 @@
-"""The values of a run: one call records a value, and every sink gets it."""
+"""The values and events of a run: one call records one, and every sink gets it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+
+from trainer.report.events import Event, EventKind
 
 Reduction = Literal["mean", "sum", "max", "last"]
 Value: TypeAlias = float | int | str | list[list[float]]
@@ -29,6 +31,9 @@ class Sink(Protocol):
     def write(self, step: int, values: Values) -> None:
         """Take all values of a finished step, counted from 0. Never fails the run."""
 
+    def event(self, event: Event) -> None:
+        """Take what happened, at once. Never fails the run."""
+
     def close(self) -> str | None:
         """Take no more; one line on where the values are, if that is not plain."""
 
@@ -49,6 +54,11 @@ class Metrics:
         values, self._values = self._values, {}
         for sink in self.sinks:
             sink.write(step, values)
+
+    def event(self, kind: EventKind, step: int, text: str) -> None:
+        """Hand over what happened at a step, as `Event` counts it, in one line for a person."""
+        for sink in self.sinks:
+            sink.event(Event(kind, step, " ".join(text.split())))
 
     def close(self) -> list[str]:
         """Close all sinks; what they say at the end."""

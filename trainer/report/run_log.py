@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from parallel.files.shown import printable
 from trainer.errors import RunError
+from trainer.report.events import ANEW, KINDS, LASTING, Event
 from trainer.report.json_lines import FILE
 
 _MOST_STEPS = 2**53  # exact as a float
@@ -31,13 +32,15 @@ class Series:
 @dataclass(frozen=True)
 class RunLog:
     """What could be read of a run. name: as it was asked for. steps: the last one, counted from 1.
-    skipped: lines that are no step. not_finite: values that are NaN, infinite or beyond 1e100."""
+    skipped: lines that are neither a step nor an event. not_finite: values that are NaN, infinite
+    or beyond 1e100. events: in the order in which they happened."""
 
     name: str
     steps: int
     series: dict[str, Series]
     skipped: int
     not_finite: int
+    events: tuple[Event, ...] = ()
 
     def last(self, name: str) -> float | None:
         """The last finite value."""
@@ -63,15 +66,20 @@ class RunLog:
 
 
 def read_run(path: Path) -> RunLog:
-    """Read a run folder, or its metrics.jsonl. Where a step is there twice, the later line counts.
+    """Read a run folder, or its metrics.jsonl. Where a step is there twice, the later line counts;
+    what a restart or a rollback has made void does not, even where it is not there again yet.
 
     Raises RunError where there is no such file, or no step in it.
     """
     rows: dict[int, dict[str, float]] = {}
+    events: list[Event] = []
     skipped = 0
     for line in _lines(path):
-        if (row := _row(line)) is None:
+        row = _row(line)
+        if row is None:
             skipped += 1
+        elif isinstance(row, Event):
+            rows, events = _after(row, rows, events)
         else:
             rows[int(row.pop("step")) + 1] = row
     if not rows:
@@ -86,7 +94,7 @@ def read_run(path: Path) -> RunLog:
             values.append(value)
     series = {name: Series(*map(np.array, column)) for name, column in columns.items()}
     not_finite = sum(int((~np.isfinite(one.values)).sum()) for one in series.values())
-    return RunLog(str(path), steps[-1], series, skipped, not_finite)
+    return RunLog(str(path), steps[-1], series, skipped, not_finite, tuple(events))
 
 
 def short_names(runs: Sequence[RunLog]) -> list[str]:
@@ -118,8 +126,20 @@ def _lines(path: Path) -> Iterator[str]:
         ) from error
 
 
-def _row(line: str) -> dict[str, float] | None:
-    """The numbers of a line, its step among them; None where it is no step."""
+def _after(
+    event: Event, rows: dict[int, dict[str, float]], events: list[Event]
+) -> tuple[dict[int, dict[str, float]], list[Event]]:
+    """What counts of the lines before an event, and the event."""
+    if event.kind in ANEW:
+        rows = {step: row for step, row in rows.items() if step <= event.step}
+    if event.kind == "restart":
+        events = [one for one in events if one.step < event.step or one.kind in LASTING]
+    return rows, [*events, event]
+
+
+def _row(line: str) -> dict[str, float] | Event | None:
+    """The numbers of a step's line, the step among them; None where it is neither that nor an
+    event."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -130,7 +150,10 @@ def _row(line: str) -> dict[str, float] | None:
     step = numbers.get("step", -1.0)
     if not (0 <= step < _MOST_STEPS and step == int(step)):
         return None
-    return numbers
+    if "event" not in row:
+        return numbers
+    kind, text = row["event"], row.get("text")
+    return Event(kind, int(step), text) if kind in KINDS and isinstance(text, str) else None
 
 
 def _is_number(value: object) -> bool:

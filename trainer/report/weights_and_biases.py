@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.errors import RunError
+from trainer.report.events import KINDS, TROUBLE, Event, name_of
 from trainer.report.metrics import Value, Values
 
 _MOST_BINS = 512  # of a histogram, as the library limits them
@@ -45,6 +47,7 @@ class WeightsAndBiases:
             import wandb  # slow, and off by default
 
             self._wandb, self._mode, self._warned = wandb, mode, False
+            self._happened: Counter[str] = Counter()
             self._run = wandb.init(
                 project="tandem",
                 name=name,
@@ -69,6 +72,17 @@ class WeightsAndBiases:
                 charts |= self._charts(name, recorded.value)
             self._run.log(charts, step=step)
         except Exception as error:  # the library promises no narrower type
+            self._warn(error)
+
+    def event(self, event: Event) -> None:
+        """Count it, as a chart; trouble is an alert too, which the service mails to whom it may."""
+        self._happened[event.kind] += 1
+        counts = {f"events/{kind}": self._happened[kind] for kind in KINDS}
+        try:
+            self._run.log(counts, step=event.step)
+            if event.kind in TROUBLE:
+                self._run.alert(name_of(event.kind), event.line(), level="WARN")
+        except Exception as error:
             self._warn(error)
 
     def close(self) -> str | None:
