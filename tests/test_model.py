@@ -31,7 +31,6 @@ from trainer.config.schema import (
 )
 from trainer.model.names import named_biases, named_tensors
 from trainer.objective.pretraining import TOKENS
-from trainer.optim.adamw import ReplicatedAdamW
 from trainer.optim.learning_rate import learning_rate
 from trainer.run.step import Trainer
 
@@ -323,10 +322,7 @@ def test_matrices_decay_and_norms_do_not() -> None:
     """One step with no gradient at all changes a weight by its decay alone."""
     layout = build(VARIANTS["query latent, groups, MTP 2"].config(), Process(), torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in named_tensors(layout.part)}
-    adamw = ReplicatedAdamW(
-        layout.part.parameters(), layout.gradients, OptimizerConfig(weight_decay=0.1)
-    )
-    adamw.step(adamw.reduce(), learning_rate=0.5)
+    layout.optimizer.step(layout.optimizer.reduce(), learning_rate=0.5)
     for name, tensor in named_tensors(layout.part):
         kept = 1.0 if name.endswith("norm.weight") else 0.95
         torch.testing.assert_close(tensor, before[name] * kept, rtol=1e-12, atol=0, msg=name)

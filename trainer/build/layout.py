@@ -27,6 +27,7 @@ from parallel.schedule.generators import forward_only
 from parallel.schedule.lower import channels, lower
 from parallel.schedule.table import Schedule
 from parallel.tape.recorder import Recorder, Silence
+from trainer.build.optimizer import make_optimizer
 from trainer.checkpoint.hf.load import load_part, require_model
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.config.derived import mesh_of, schedule_of
@@ -39,7 +40,6 @@ from trainer.model.partition import Partition, moe_layers, partition_layers
 from trainer.model.stage import ModelStage, Objective
 from trainer.objective.objective import TrainingObjective
 from trainer.objective.pretraining import Pretraining
-from trainer.optim.adamw import ReplicatedAdamW
 from trainer.optim.optimizer import Optimizer
 
 Placements = Mapping[int, ExpertPlacement]
@@ -181,7 +181,7 @@ def build(
             config.data.sequence_length, config.data.global_batch, config.model.mtp
         ),
         gradients=gradients,
-        optimizer=ReplicatedAdamW(part.parameters(), gradients, config.optimizer),
+        optimizer=make_optimizer(part, gradients, copies_of, process.rank, config.optimizer),
         copies_of=copies_of,
         transport=_transport(config, mesh, schedule, process.rank, device),
         patient=patient,
