@@ -113,6 +113,10 @@ class CountingOps(Ops):
         self.used.append(weight_EOI)
         return super().grouped_linear(x_PI, weight_EOI, ends_E)
 
+    def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+        self.used.append(weight_VD)
+        return super().cross_entropy(x_TD, weight_VD, target_T)
+
 
 def test_every_weight_is_multiplied_by_the_ops_that_the_layers_were_given() -> None:
     """Another precision or kernel is another Ops: no layer goes around it, and each weight

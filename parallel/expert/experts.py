@@ -65,4 +65,5 @@ class GroupedExperts(nn.Module):
 
 def weighted_swiglu(gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
     gate_PI, up_PI = gate_up_P2I.chunk(2, dim=-1)
-    return nn.functional.silu(gate_PI) * up_PI * weight_P.unsqueeze(-1)
+    act_PI = nn.functional.silu(gate_PI) * up_PI * weight_P.unsqueeze(-1)
+    return act_PI.to(gate_PI.dtype)  # the routing weight is float32 or wider

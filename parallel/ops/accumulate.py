@@ -20,4 +20,6 @@ def gradient_of(weight: Tensor) -> Tensor:
 
 def set_gradient(parameter: nn.Parameter, buffer: Tensor) -> None:
     """Let the gradients of `parameter` accumulate in `buffer`, which has its shape."""
+    if buffer.dtype != parameter.dtype:
+        parameter.grad_dtype = buffer.dtype  # what autograd adds is widened first
     parameter.grad = buffer

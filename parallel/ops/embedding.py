@@ -26,5 +26,10 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         tokens, weight = ctx.saved_tensors
         tokens_T, grad_TD = tokens.flatten(), grad.flatten(0, -2)
-        ctx.deferred.defer(lambda: gradient_of(weight).index_add_(0, tokens_T, grad_TD))
+
+        def accumulate() -> None:
+            gradient = gradient_of(weight)
+            gradient.index_add_(0, tokens_T, grad_TD.to(gradient.dtype))
+
+        ctx.deferred.defer(accumulate)
         return None, None, None

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from parallel.ops.accumulate import gradient_of
+from parallel.ops.products import add_product, emulated
 from parallel.tape.weight_gradients import WeightGradients
 
 _ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
@@ -44,6 +45,8 @@ class _GroupedLinear(torch.autograd.Function):
 
 def _product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
     """Each expert's rows times its matrix: [P, I], [E, I, O] -> [P, O]."""
+    if emulated(x_PI):
+        return _product(x_PI.float(), weight_EIO.float(), ends_E).to(x_PI.dtype)
     if len(x_PI) and _served(x_PI, weight_EIO):
         return grouped_mm(x_PI, weight_EIO, offs=ends_E)
     y_PO = x_PI.new_empty(len(x_PI), weight_EIO.shape[2])
@@ -64,7 +67,7 @@ def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor)
         return
     start = 0
     for expert, end in enumerate(ends_E.tolist()):
-        into_EOI[expert].addmm_(grad_PO[start:end].t(), x_PI[start:end])
+        add_product(into_EOI[expert], grad_PO[start:end], x_PI[start:end])
         start = end
 
 

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from parallel.ops.accumulate import gradient_of
+from parallel.ops.products import add_product, linear_product, product
 from parallel.tape.weight_gradients import WeightGradients
 
 
 def linear(x: Tensor, weight: Tensor, deferred: WeightGradients) -> Tensor:
-    """x [..., I] @ weight [O, I] transposed -> [..., O]; the weight gradient goes to `deferred`."""
+    """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x; the weight gradient goes
+    to `deferred`."""
     return _Linear.apply(x, weight, deferred)
 
 
@@ -19,11 +21,11 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, deferred):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.deferred = deferred
-        return torch.nn.functional.linear(x, weight)
+        return linear_product(x, weight)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
-        ctx.deferred.defer(lambda: gradient_of(weight).addmm_(grad_TO.t(), x_TI))
-        return grad @ weight if ctx.needs_input_grad[0] else None, None, None
+        ctx.deferred.defer(lambda: add_product(gradient_of(weight), grad_TO, x_TI))
+        return product(grad, weight) if ctx.needs_input_grad[0] else None, None, None

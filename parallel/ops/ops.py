@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from parallel.ops.attention import causal_attention
+from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
 from parallel.ops.grouped import grouped_linear
 from parallel.ops.linear import linear
@@ -31,12 +33,12 @@ class Ops:
         """A weight, not set."""
         return nn.Parameter(torch.empty(shape, dtype=self.precision.parameters))
 
-    def accurate(self, table: Tensor) -> Tensor:
-        """A table of numbers that must not lose digits, for a buffer of a layer."""
-        return table.to(self.precision.accurate)
+    def accurate(self, x: Tensor) -> Tensor:
+        """Numbers that must not lose digits: float32 or wider. A product with them is so too."""
+        return x.to(self.precision.accurate)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [..., I] @ weight [O, I] transposed -> [..., O]."""
+        """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x."""
         return linear(x, weight, self.deferred)
 
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
@@ -49,6 +51,15 @@ class Ops:
         ends_E: int32, for each expert the row after its last; the last one is P.
         """
         return grouped_linear(x_PI, weight_EOI, ends_E, self.deferred)
+
+    def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+        """Cross-entropy of softmax(x @ weight transposed), summed over the tokens whose target is
+        not -1, in nats; float32 or wider."""
+        return cross_entropy(x_TD, weight_VD, target_T, self.deferred)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Causal attention, [B, H, S, N] each -> [B, H, S, V]; softmax in float32 or wider."""
+        return causal_attention(query, key, value, scale)
 
 
 class Linear(nn.Module):

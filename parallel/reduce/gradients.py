@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.ops.accumulate import set_gradient
+from parallel.ops.precision import accurate_type
 from parallel.ranks.mesh import RankSet
 
 
@@ -35,7 +36,7 @@ class Gradients:
     """The gradients of this rank's parameters: flat buffers, one for each set of copies.
 
     The gradient of each parameter is a view of one, so that accumulating needs no copy and a
-    reduction is one collective per set.
+    reduction is one collective per set. They are float32 or wider, whatever the parameters are.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class Gradients:
 def _flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """A zeroed buffer for these parameters' gradients, each a view of it."""
     flat = torch.zeros(
-        sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+        sum(p.numel() for p in parameters),
+        dtype=accurate_type(parameters[0].dtype),
+        device=parameters[0].device,
     )
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
         set_gradient(parameter, piece.view(parameter.shape))

@@ -79,8 +79,9 @@ class PipelineConfig:
 class PrecisionConfig:
     """Types of the numbers that are computed with."""
 
-    parameters: Literal["float32", "float64"] = "float32"
-    """Type of weights, activations and gradients."""
+    parameters: Literal["bfloat16", "float32", "float64"] = "float32"
+    """Type of weights and activations. Gradients, master weights, the router and losses are float32
+    or wider."""
 
 
 @dataclass

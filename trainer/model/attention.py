@@ -28,7 +28,7 @@ class MLA(nn.Module):
     def __init__(self, options: LayerOptions) -> None:
         super().__init__()
         ops, model, c = options.ops, options.model, options.model.attention
-        self.config, self.recompute = c, options.recompute
+        self.ops, self.config, self.recompute = ops, c, options.recompute
         self.sequence_length = options.sequence_length
         query_dim = c.heads * (c.nope_head_dim + c.rope_head_dim)
         if c.q_lora_rank is None:
@@ -89,12 +89,8 @@ class MLA(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention over each sequence and the projection of its output, [T, D]."""
-        out_BHSV = nn.functional.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            is_causal=True,
-            scale=self.scale,
+        out_BHSV = self.ops.attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scale
         )
         out_TO = out_BHSV.transpose(1, 2).reshape(-1, self.config.heads * self.config.v_head_dim)
         return self.o_proj(out_TO)

@@ -35,8 +35,8 @@ class Gate(nn.Module):
         self.register_buffer("e_score_correction_bias", ops.accurate(torch.zeros(experts)))
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Logits [T, E]."""
-        return self.ops.linear(x_TD, self.weight)
+        """Logits [T, E], float32 or wider: a choice between experts must not hang on rounding."""
+        return self.ops.linear(self.ops.accurate(x_TD), self.weight)
 
 
 @dataclass(frozen=True)

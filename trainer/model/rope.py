@@ -24,10 +24,12 @@ def rotations(positions: int, c: AttentionConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    """Rotate each pair (x[2i], x[2i + 1]) of x [..., S, heads, 2R] by its position's angle."""
+    """Rotate each pair (x[2i], x[2i + 1]) of x [..., S, heads, 2R] by its position's angle, in the
+    type of the angles; the result has that of x."""
     cos, sin = cos_SR.unsqueeze(1), sin_SR.unsqueeze(1)
     even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def softmax_scale(c: AttentionConfig) -> float:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from parallel.ops.cross_entropy import IGNORED
 from parallel.ops.ops import Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
@@ -20,7 +21,7 @@ from trainer.model.stage import MicroBatch
 
 TOKENS = "tokens"
 """The only field: windows [B, S + 1 + MTP depth] of tokens."""
-PADDING = -1
+PADDING = IGNORED
 """Stands in for a token that is not a target."""
 LOSS = "loss"
 
@@ -78,8 +79,7 @@ class Pretraining:
 
 def cross_entropy(normed_TD: Tensor, target_T: Tensor, head: Linear) -> Tensor:
     """Cross-entropy of the head's logits, summed over tokens, in nats."""
-    logits_TV = head(normed_TD)
-    return nn.functional.cross_entropy(logits_TV, target_T, ignore_index=PADDING, reduction="sum")
+    return head.ops.cross_entropy(normed_TD, head.weight, target_T)
 
 
 def _mtp_loss(depth: int) -> str:
