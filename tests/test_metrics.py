@@ -235,11 +235,12 @@ def test_rows_are_means_since_the_row_before_and_fit_80_columns(
     assert "  | \\x1b[31m[red]" in lines
 
 
-# Weights & Biases
+# Imports
 
 
-def test_a_run_that_does_not_ask_for_it_imports_neither_it_nor_matplotlib() -> None:
-    code = "import sys, trainer.run.train; print({'wandb', 'matplotlib'} & set(sys.modules))"
+def test_a_run_imports_only_what_it_asks_for() -> None:
+    unasked = {"wandb", "matplotlib", "tensorboard"}
+    code = f"import sys, trainer.run.train; print({unasked} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

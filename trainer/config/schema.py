@@ -155,8 +155,11 @@ class MetricsConfig:
     """Text that samples go on from; empty is the start of a document."""
     sample_tokens: Annotated[int, Range(1, 10**7)] = 80
     """New tokens of a sample."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Also write to Weights & Biases: offline keeps files in the run folder, online sends them."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard: RUN/tensorboard."""
+    wandb: Literal["off", "on", "offline", "online"] = "off"
+    """Also write to Weights & Biases: offline keeps files in the run folder, online sends them; on
+    is online where a key is set, offline elsewhere."""
 
 
 @dataclass

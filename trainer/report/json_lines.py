@@ -23,12 +23,15 @@ class JsonLines:
 
     def __init__(self, folder: Path, done: int | None = None) -> None:
         """Make the file, which must not be there yet; or, of a run that goes on after `done` steps,
-        go on with it, less what it has of later steps. Raises RunError where that fails."""
+        go on with it, less what it has of later steps. Raises RunError where that fails.
+
+        reached: steps that the file had, those included that have been cut off.
+        """
         path = folder / FILE
         flags = os.O_CREAT | (os.O_EXCL | os.O_WRONLY if done is None else os.O_RDWR | os.O_APPEND)
         try:
             handle = open_plain(path, flags)
-            kept = [] if done is None else _cut(handle, done)
+            kept, self.reached = ([], 0) if done is None else _cut(handle, done)
         except OSError as error:
             raise RunError(f"run.dir: cannot write {path}: {error.strerror}") from error
         self._name, self._warned = path, False
@@ -38,7 +41,11 @@ class JsonLines:
 
     def write(self, step: int, values: Values) -> None:
         """A file that cannot be written (a full disk) costs its lines, with a warning."""
-        self._write({"step": step} | {name: recorded.value for name, recorded in values.items()})
+        row: dict[str, Any] = {"step": step}
+        for name, recorded in values.items():
+            value = recorded.value
+            row[name] = str(value) if isinstance(value, Path) else value
+        self._write(row)
 
     def event(self, event: Event) -> None:
         """Write an event; what tells it from a step is its first key."""
@@ -63,20 +70,26 @@ class JsonLines:
         self._warned = True
 
 
-def _cut(handle: int, done: int) -> list[dict[str, Any]]:
+def _cut(handle: int, done: int) -> tuple[list[dict[str, Any]], int]:
     """Cut off the end of the file, from the first line after that of step `done` - 1; the events
-    there that last, in their order. Only the end is read: a file may have many gigabytes."""
-    kept = []
+    there that last, in their order, and how many steps there were. Only the end is read: a file
+    may have many gigabytes."""
+    kept, reached = [], 0
     size = os.fstat(handle).st_size
     for start, line in _lines_backwards(handle):
         row = _row(line)
-        if "event" not in row and row["step"] < done:
-            break
+        if row is None:  # it was cut off
+            size = start
+            continue
+        if "event" not in row:
+            reached = reached or row["step"] + 1
+            if row["step"] < done:
+                break
         size = start
         if row.get("event") in LASTING or ("event" in row and row["step"] < done):
             kept.append(row)
     os.ftruncate(handle, size)
-    return kept[::-1]
+    return kept[::-1], reached
 
 
 def _lines_backwards(handle: int) -> Iterator[tuple[int, bytes]]:
@@ -91,12 +104,12 @@ def _lines_backwards(handle: int) -> Iterator[tuple[int, bytes]]:
             end = start
 
 
-def _row(line: bytes) -> dict[str, Any]:
-    """A line as a step or an event; as a step that never comes, where it was cut off."""
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line as a step or an event; None where it is neither."""
     try:
         row = json.loads(line)
         if isinstance(row["step"], int) and line.endswith(b"\n"):
             return dict(row)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    return {"step": sys.maxsize}
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy as np
 from trainer.report.events import Event, EventKind
 
 Reduction = Literal["mean", "sum", "max", "last"]
-Value: TypeAlias = float | int | str | list[list[float]]
+# A path is that of a picture in the run folder, from there.
+Value: TypeAlias = float | int | str | Path | list[list[float]]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A value of one step, and how those of several steps make one; text has only "last"."""
+    """A value of one step, and how those of several steps make one; for text and pictures only
+    "last" does."""
 
     value: Value
     reduction: Reduction
@@ -100,7 +103,7 @@ class _Kept:
         if self.reduction == "last":
             self.value = value
         else:
-            combine = np.maximum if self.reduction == "max" else np.add
+            combine: Any = np.maximum if self.reduction == "max" else np.add
             self.value = combine(self.value, value, dtype=np.float64)
 
     def reduced(self) -> Value:

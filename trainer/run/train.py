@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
-import yaml
-
 from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process, join, leave
 from parallel.ranks.roll_call import RollCall
@@ -22,9 +20,8 @@ from trainer.checkpoint.hf.output_folder import require_room
 from trainer.config.schema import Config
 from trainer.errors import RunError
 from trainer.report.console import RunConsole
-from trainer.report.json_lines import JsonLines
 from trainer.report.metrics import Metrics, Sink
-from trainer.report.weights_and_biases import WeightsAndBiases, require_installed
+from trainer.report.sinks import open_sinks, require_packages
 from trainer.run.describe import describe
 from trainer.run.folder import RunFolder, require_shared
 from trainer.run.inputs import require_inputs_outside
@@ -105,17 +102,11 @@ def _train(
 def _open_sinks(folder: RunFolder, config: Config, resolved: str, room: int) -> list[Sink]:
     """Take the folder over, and open all sinks but the console. room: bytes of the weights that
     will be saved."""
-    wandb = config.metrics.wandb
-    if wandb != "off":
-        require_installed()
+    require_packages(config.metrics)
     advice = ", set run.dir to another disk, or checkpoint.export_dtype to a smaller type"
     require_room(folder.weights(), room, advice)
     folder.take_over(resolved)
-    sinks: list[Sink] = [JsonLines(folder.path)]
-    if wandb != "off":
-        settings = yaml.safe_load(resolved)
-        sinks.append(WeightsAndBiases(folder.path, wandb, folder.path.name, settings))
-    return sinks
+    return open_sinks(folder.path, config.metrics, resolved)
 
 
 def _require_same(resolved: str, text: Text) -> None:
