@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from parallel.ranks.process import Process
+from parallel.reduce.bucket import make_buckets
 from tests.distributed import run_world
 from tests.test_equivalence import Case
 from trainer.build.layout import Layout, build
@@ -105,10 +107,17 @@ def test_state_that_is_loaded_into_another_layout_gives_the_same_next_step(
             np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-10, err_msg=name)
 
 
-def test_a_range_of_a_parameter_is_cut_at_the_tensors_in_it() -> None:
-    tensors = [ReleasedTensor("a", (2, 3)), ReleasedTensor("b", (4,)), ReleasedTensor("c", (1,))]
-    a, b, c = tensors
-    assert list(released_slices(tensors, 0, 11)) == [(a, 0, 6), (b, 0, 4), (c, 0, 1)]
-    assert list(released_slices(tensors, 4, 8)) == [(a, 4, 6), (b, 0, 2)]
-    assert list(released_slices(tensors, 6, 10)) == [(b, 0, 4)]
-    assert list(released_slices(tensors, 7, 7)) == []
+def test_a_range_of_a_buffer_is_cut_at_the_tensors_in_it() -> None:
+    """Two parameters, the second of two tensors; 64 elements from one start to the next."""
+    parameters = {"p": nn.Parameter(torch.zeros(2, 3)), "q": nn.Parameter(torch.zeros(5))}
+    (bucket,) = make_buckets(parameters, dict.fromkeys(parameters, (0,)), {}, lambda name: "")
+    a, b, c = ReleasedTensor("a", (2, 3)), ReleasedTensor("b", (4,)), ReleasedTensor("c", (1,))
+    tensors_of = {"p": [a], "q": [b, c]}
+
+    def slices(start: int, stop: int) -> list[tuple[ReleasedTensor, int, int, int]]:
+        return list(released_slices(bucket, tensors_of, start, stop))
+
+    assert slices(0, 128) == [(a, 0, 6, 0), (b, 0, 4, 64), (c, 0, 1, 68)]
+    assert slices(4, 66) == [(a, 4, 6, 4), (b, 0, 2, 64)]
+    assert slices(67, 69) == [(b, 3, 4, 67), (c, 0, 1, 68)]
+    assert slices(6, 64) == slices(69, 128) == []

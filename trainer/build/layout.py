@@ -167,7 +167,7 @@ def build(
     # Of the ranks that hold MTP modules, the first compares what they repeat.
     compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
     together(lambda: _set_weights(part, config, compare, progress), patient)
-    gradients = Gradients(dict(part.named_parameters()), copies_of, groups, process.rank)
+    gradients, optimizer = make_optimizer(part, copies_of, groups, process.rank, config.optimizer)
     return Layout(
         config=config,
         process=process,
@@ -181,7 +181,7 @@ def build(
             config.data.sequence_length, config.data.global_batch, config.model.mtp
         ),
         gradients=gradients,
-        optimizer=make_optimizer(part, gradients, copies_of, process.rank, config.optimizer),
+        optimizer=optimizer,
         copies_of=copies_of,
         transport=_transport(config, mesh, schedule, process.rank, device),
         patient=patient,

@@ -1,32 +1,53 @@
-"""The optimizer of a rank, from the config."""
+"""The gradients and the optimizer of a rank, from the config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+import torch.distributed as dist
+
 from parallel.ranks.mesh import RankSet
+from parallel.reduce.bucket import Bucket
 from parallel.reduce.gradients import Gradients
+from parallel.reduce.share import Cut
 from trainer.config.schema import OptimizerConfig
 from trainer.model.names import released_names
 from trainer.model.part import ModelPart
-from trainer.optim.adamw import ReplicatedAdamW
+from trainer.optim.adamw import AdamW
+from trainer.optim.flat import FlatOptimizer
 from trainer.optim.optimizer import Optimizer
-from trainer.optim.state import ReleasedTensor, Weight
+from trainer.optim.rule import Rule
+from trainer.optim.state import ReleasedTensor
+
+_MOMENTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def make_optimizer(
     part: ModelPart,
-    gradients: Gradients,
     copies_of: Mapping[str, RankSet],
+    groups: Mapping[RankSet, dist.ProcessGroup],
     rank: int,
     config: OptimizerConfig,
-) -> Optimizer:
-    """copies_of: by parameter, the ranks that hold it."""
-    weights = [
-        Weight(name, parameter, _tensors(part, name), saves=copies_of[name][0] == rank)
-        for name, parameter in part.named_parameters()
-    ]
-    return ReplicatedAdamW(weights, gradients, config)
+) -> tuple[Gradients, Optimizer]:
+    """Moves the weights of `part` into flat buffers. copies_of: by parameter, the ranks that hold
+    it; groups: by such a set."""
+    parameters = dict(part.named_parameters())
+    tensors_of = {name: _tensors(part, name) for name in parameters}
+    rules: dict[str, Rule] = {
+        "matrix": AdamW(config, config.weight_decay),
+        "norm": AdamW(config, weight_decay=0.0),
+    }
+
+    def kind_of(name: str) -> str:
+        return "matrix" if parameters[name].ndim > 1 else "norm"
+
+    def cut(bucket: Bucket) -> Cut | None:
+        return None if config.zero == "off" else rules[bucket.kind].cut(bucket, tensors_of)
+
+    gradients = Gradients(parameters, copies_of, groups, rank, kind_of, cut)
+    moments = _MOMENTS[config.moments]
+    return gradients, FlatOptimizer(gradients, tensors_of, rules, config.clip, moments)
 
 
 def _tensors(part: ModelPart, name: str) -> tuple[ReleasedTensor, ...]:

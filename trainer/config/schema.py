@@ -119,6 +119,11 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with decoupled weight decay, and the schedule of its learning rate."""
 
+    zero: Literal["off", "shard"] = "off"
+    """off: every copy of a parameter keeps its masters and moments; shard: each its share of them
+    (ZeRO-1), and gives what it has updated to the others."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Type of the moments, as DeepSeek-V3 bfloat16; float32 is float64 where parameters are."""
     lr: Annotated[float, Range(above=0, most=1000)] = 1e-3
     """Peak learning rate."""
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1

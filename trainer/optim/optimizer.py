@@ -13,7 +13,7 @@ class Optimizer(Protocol):
     """Turns the gradients that the passes of one step have added up into new weights.
 
     Reduction, norm and clipping are its own, since one that shards its state reduces in its own
-    way. zero, reduce and step are collective over the world; the rest is not.
+    way. zero, reduce, step and loaded are collective over the world; the rest is not.
     """
 
     @property

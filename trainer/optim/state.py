@@ -6,10 +6,13 @@ A checkpoint saves these pieces and fills those of another layout from them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from parallel.reduce.bucket import Bucket
 
 
 @dataclass(frozen=True)
@@ -42,44 +45,31 @@ class ReleasedTensor:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A parameter of this rank as an optimizer sees it.
-
-    name: in the part of the model. tensors: what it is in the released checkpoints, one after the
-    other in the order of its elements; the experts of a rank are one parameter and many tensors.
-    saves: this rank is the first that holds a copy.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    tensors: tuple[ReleasedTensor, ...]
-    saves: bool
+TensorsOf: TypeAlias = Mapping[str, Sequence[ReleasedTensor]]
+"""By parameter of a rank, what it is in the released checkpoints: one tensor after the other, in
+the order of its elements. The experts of a rank are one parameter and many tensors."""
 
 
 def released_slices(
-    tensors: Sequence[ReleasedTensor], start: int, stop: int
-) -> Iterator[tuple[ReleasedTensor, int, int]]:
-    """Elements [start, stop) of tensors that lie one after the other, as (tensor, first, last + 1)
-    with positions within that tensor."""
-    begin = 0
-    for tensor in tensors:
-        first, last = max(start - begin, 0), min(stop - begin, tensor.size)
-        if first < last:
-            yield tensor, first, last
-        begin += tensor.size
+    bucket: Bucket, tensors_of: TensorsOf, start: int, stop: int
+) -> Iterator[tuple[ReleasedTensor, int, int, int]]:
+    """Elements [start, stop) of a bucket's flat buffers as (tensor, first, last + 1, place): those
+    of that tensor, and where in the buffers its first one is. The gaps between parameters belong to
+    none."""
+    for name, place in zip(bucket.names, bucket.starts):
+        for tensor in tensors_of[name]:
+            first, last = max(start - place, 0), min(stop - place, tensor.size)
+            if first < last:
+                yield tensor, first, last, place + first
+            place += tensor.size
 
 
 def fragments(
-    weight: Weight, kind: str, values: Tensor, start: int = 0, saves: bool | None = None
+    bucket: Bucket, tensors_of: TensorsOf, kind: str, start: int, values: Tensor, saves: bool
 ) -> Iterator[Fragment]:
-    """State of elements [start, start + len(values)) of a flattened weight, values 1-D.
-
-    saves: as the weight says when not given.
-    """
-    saves = weight.saves if saves is None else saves
-    done = 0
-    for tensor, first, last in released_slices(weight.tensors, start, start + len(values)):
-        piece = values[done : done + last - first]
+    """State of elements [start, start + len(values)) of a bucket's flat buffers."""
+    for tensor, first, last, place in released_slices(
+        bucket, tensors_of, start, start + len(values)
+    ):
+        piece = values[place - start : place - start + last - first]
         yield Fragment(tensor.name, kind, first, tensor.shape, piece, saves)
-        done += last - first

@@ -1,0 +1,88 @@
+"""Parameters that have the same copies, in two flat buffers: their values and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.ops.accumulate import set_gradient
+from parallel.ops.precision import accurate_type
+from parallel.ranks.mesh import RankSet
+
+_ALIGNMENT = 64  # elements from one parameter's start to the next: what any kernel may want
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters of one rank with the same copies, type and kind.
+
+    kind: a word of the optimizer's for what it does with them. starts: of each parameter in the
+    buffers. values, gradient: flat; each parameter and its gradient is a view of them, and what
+    lies between parameters stays zero. ranks: the copies, in order. group: theirs; None for one.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    starts: tuple[int, ...]
+    values: Tensor
+    gradient: Tensor
+    ranks: RankSet
+    group: dist.ProcessGroup | None
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of each parameter, flat."""
+        for name, parameter, start in zip(self.names, self.parameters, self.starts):
+            yield name, self.gradient[start : start + parameter.numel()]
+
+
+def make_buckets(
+    parameters: Mapping[str, nn.Parameter],
+    copies_of: Mapping[str, RankSet],
+    groups: Mapping[RankSet, dist.ProcessGroup],
+    kind_of: Callable[[str], str],
+) -> list[Bucket]:
+    """Every parameter in one bucket, in an order that is the same on every rank.
+
+    copies_of: by parameter name; names are the same on every rank that holds a copy. Moves the
+    values of the parameters into the flat buffers.
+    """
+    members: dict[tuple[RankSet, str, str], list[str]] = {}
+    for name in sorted(parameters):
+        key = (copies_of[name], kind_of(name), str(parameters[name].dtype))
+        members.setdefault(key, []).append(name)
+    return [
+        _bucket(kind, {name: parameters[name] for name in names}, ranks, groups.get(ranks))
+        for (ranks, kind, _), names in sorted(members.items())
+    ]
+
+
+def _bucket(
+    kind: str,
+    members: Mapping[str, nn.Parameter],
+    ranks: RankSet,
+    group: dist.ProcessGroup | None,
+) -> Bucket:
+    parameters = tuple(members.values())
+    starts, end = [], 0
+    for parameter in parameters:
+        starts.append(end)
+        end += _rounded_up(parameter.numel(), _ALIGNMENT)
+    size = _rounded_up(end, _ALIGNMENT * len(ranks))  # so that any copy's share starts aligned
+    first = parameters[0]
+    values = torch.zeros(size, dtype=first.dtype, device=first.device)
+    gradient = torch.zeros_like(values, dtype=accurate_type(values.dtype))
+    for parameter, start in zip(parameters, starts):
+        place = slice(start, start + parameter.numel())
+        values[place] = parameter.detach().reshape(-1)
+        parameter.data = values[place].view(parameter.shape)
+        set_gradient(parameter, gradient[place].view(parameter.shape))
+    return Bucket(kind, tuple(members), parameters, tuple(starts), values, gradient, ranks, group)
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
