@@ -1,0 +1,243 @@
+"""The optimizer against plain ones on whole tensors: in every layout, sharded or not, by every rule
+and in every type, the same weights.
+
+Gradients are given, so that what is compared is the optimizer alone; one test trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from parallel.ranks.process import Process
+from tests.distributed import run_world
+from tests.test_equivalence import LAYOUTS, SCHEDULES, Case, run_case, run_cases
+from trainer.build.layout import Layout, build
+from trainer.config.schema import Config, OptimizerConfig, PrecisionConfig
+from trainer.config.validate import validate
+from trainer.model.names import named_tensors, released_names
+
+STEPS, RATE, CLIP = 3, 1e-2, 0.5
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A layout and an optimizer. mesh: (pipeline, expert, expert_data)."""
+
+    schedule: str
+    mesh: tuple[int, int, int]
+    mtp: int = 1
+    layers: int = 4
+    precision: str = "float64"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def world(self) -> int:
+        return self.mesh[0] * self.mesh[1] * self.mesh[2]
+
+    def config(self) -> Config:
+        case = Case(self.schedule, self.mesh, self.mtp, False, True, self.layers).config()
+        case.data.global_batch = 24
+        return replace(
+            case,
+            model=replace(case.model, dense_dim=23),  # no number of copies divides it
+            precision=PrecisionConfig(self.precision),
+            optimizer=replace(self.optimizer, clip=CLIP),
+        )
+
+
+# DualPipe: mirrors, an embedding on both ends, experts over two ranks. A pipeline whose first stage
+# has no experts and shares its embedding with the last. Three copies. Copies of experts and of all.
+FEW = [
+    ("dualpipe", (2, 2, 1), 1, 4),
+    ("1f1b", (4, 1, 1), 1, 4),
+    ("1f1b", (1, 1, 3), 0, 4),
+    ("gpipe", (1, 2, 2), 1, 4),
+]
+EVERY = [
+    (schedule, mesh, mtp, 8 if mesh[0] == 4 else 4)
+    for mesh in LAYOUTS
+    for schedule in SCHEDULES
+    for mtp in (0, 1)
+    if not (schedule == "dualpipe" and mesh[0] == 1)
+]
+
+
+def gradient(name: str, shape: tuple[int, ...], step: int) -> Tensor:
+    """Of a tensor of the released checkpoints, summed over its copies: multiples of 1/64, so that
+    no sum of parts of it is rounded, whatever the type and the order."""
+    seed = int.from_bytes(hashlib.sha256(f"{name}/{step}".encode()).digest()[:4], "little")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-64, 65, shape, generator=generator).double() / 64
+
+
+def steps_of(layout: Layout, rank: int) -> list[float]:
+    """Steps on given gradients, each copy with its part of them; the norms."""
+    optimizer, norms = layout.optimizer, []
+    for step in range(STEPS):
+        optimizer.zero()
+        for name, parameter in layout.part.named_parameters():
+            copies = layout.copies_of[name]
+            for released, grad in released_names(layout.part, name, parameter.grad):
+                whole = gradient(released, tuple(grad.shape), step)
+                grad += whole - (len(copies) - 1) if rank == copies[0] else 1.0
+        norm = optimizer.reduce()
+        norms.append(float(norm))
+        optimizer.step(norm, RATE)
+    return norms
+
+
+def stepped(process: Process, setting: Setting) -> dict[str, Any]:
+    config = setting.config()
+    validate(config, process.world)
+    layout = build(config, process, torch.device("cpu"))
+    norms = steps_of(layout, process.rank)
+    state = layout.optimizer.state()
+    return {
+        "norms": norms,
+        "weights": {name: array(weight) for name, weight in named_tensors(layout.part)},
+        "pieces": [(f.name, f.kind, f.start, array(f.values)) for f in state],
+        "held": sum(p.numel() for p in layout.part.parameters()),
+        "copies": {
+            released: len(layout.copies_of[name])
+            for name, parameter in layout.part.named_parameters()
+            for released, _ in released_names(layout.part, name, parameter.data)
+        },
+    }
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    wide = tensor.detach().double().numpy()
+    return wide.copy()
+
+
+@dataclass
+class Plain:
+    """Whole tensors, one process, torch's own AdamW on masters."""
+
+    masters: dict[str, Tensor]
+    config: OptimizerConfig
+
+    def run(self) -> tuple[list[float], Arrays]:
+        norms = []
+        adamw = self.adamw()
+        for step in range(STEPS):
+            for name, master in self.masters.items():
+                master.grad = gradient(name, tuple(master.shape), step).to(master.dtype)
+            every = torch.cat([m.grad.double().flatten() for m in self.masters.values()])
+            norms.append(float(every.norm()))
+            for master in self.masters.values():
+                master.grad *= min(1.0, CLIP / norms[-1])
+            self.step(adamw)
+        return norms, {name: array(master) for name, master in self.masters.items()}
+
+    def adamw(self) -> torch.optim.AdamW:
+        matrices = [m for m in self.masters.values() if m.ndim > 1]
+        norms = [m for m in self.masters.values() if m.ndim == 1]
+        c = self.config
+        groups = [
+            {"params": matrices, "weight_decay": c.weight_decay},
+            {"params": norms, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=RATE, betas=c.betas, eps=c.eps)
+
+    def step(self, adamw: torch.optim.AdamW) -> None:
+        adamw.step()
+        if self.config.moments == "bfloat16":
+            for state in adamw.state.values():
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    state[kind] = state[kind].bfloat16().to(state[kind].dtype)
+
+
+def initial(setting: Setting) -> dict[str, Tensor]:
+    """The weights that every layout starts from, as masters."""
+    alone = replace(setting, schedule="1f1b", mesh=(1, 1, 1)).config()
+    part = build(alone, Process(), torch.device("cpu")).part
+    wide = torch.promote_types(next(part.parameters()).dtype, torch.float32)
+    return {name: t.detach().to(wide, copy=True) for name, t in named_tensors(part)}
+
+
+def require_equal(setting: Setting, plain: type[Plain] = Plain, atol: float = 1e-6) -> list[Any]:
+    norms, masters = plain(initial(setting), setting.optimizer).run()
+    results: list[Any] = run_world(setting.world, stepped, setting)
+    seen: dict[str, np.ndarray] = {}
+    for rank, result in enumerate(results):
+        assert result["norms"] == pytest.approx(norms, rel=1e-12)
+        for name, kind, start, values in result["pieces"]:
+            if kind == "master":
+                where = f"{name} from {start} on rank {rank} of {setting}"
+                expected = masters[name].reshape(-1)[start : start + len(values)]
+                np.testing.assert_allclose(values, expected, rtol=0, atol=atol, err_msg=where)
+                seen.setdefault(name, np.zeros(masters[name].size))[start : start + len(values)] = 1
+        for name, weight in result["weights"].items():
+            rounded = 2**-8 * np.abs(masters[name]) if setting.precision == "bfloat16" else 0
+            assert (np.abs(weight - masters[name]) <= rounded + atol).all(), (name, rank, setting)
+    assert set(seen) == set(masters) and all(elements.all() for elements in seen.values())
+    for name in masters:  # the copies agree to the bit
+        first, *others = (r["weights"][name] for r in results if name in r["weights"])
+        assert all(np.array_equal(first, other) for other in others), name
+    return results
+
+
+def settings(layouts: list[Any], **optimizer: Any) -> list[Setting]:
+    return [
+        Setting(schedule, mesh, mtp, layers, optimizer=OptimizerConfig(**optimizer))
+        for schedule, mesh, mtp, layers in layouts
+    ]
+
+
+def require_divided(setting: Setting, results: list[Any]) -> None:
+    """Each kind of state of each tensor is on one of its copies, and each rank has its part."""
+    kinds = {kind for result in results for _, kind, _, _ in result["pieces"]}
+    for kind in kinds:
+        for result in results:
+            held = sum(len(values) for _, k, _, values in result["pieces"] if k == kind)
+            sizes = {name: weight.size for name, weight in result["weights"].items()}
+            ideal = sum(size / result["copies"][name] for name, size in sizes.items())
+            assert held <= 1.05 * ideal, f"{held} elements of {kind}, {ideal} wanted: {setting}"
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+@pytest.mark.parametrize("setting", settings(FEW, zero="shard"), ids=lambda s: f"{s.mesh}")
+def test_sharded_adamw_is_adamw_on_masters(setting: Setting, precision: str) -> None:
+    atol = 1e-12 if precision == "float64" else 1e-6
+    require_divided(setting, require_equal(replace(setting, precision=precision), atol=atol))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("zero", ["off", "shard"])
+@pytest.mark.parametrize("layout", EVERY, ids=str)
+def test_adamw_in_every_layout(layout: Any, zero: str, precision: str) -> None:
+    (setting,) = settings([layout], zero=zero)
+    require_equal(replace(setting, precision=precision))
+
+
+class ShardedCase(Case):
+    def config(self) -> Config:
+        config = super().config()
+        config.optimizer.zero = "shard"
+        return config
+
+
+@pytest.mark.parametrize(
+    ("schedule", "mesh"), [("dualpipe", (2, 2, 1)), ("1f1b", (2, 1, 2))], ids=str
+)
+def test_sharded_training_gives_the_numbers_of_one_process(
+    schedule: str, mesh: tuple[int, int, int]
+) -> None:
+    alone = run_case(Process(), Case("1f1b", (1, 1, 1), 1, recompute=False, overlap=False))
+    case = ShardedCase(schedule, mesh, 1, recompute=False, overlap=True)
+    for (result,) in run_world(4, run_cases, [case]):
+        for ours, theirs in zip(result["steps"], alone["steps"]):
+            assert ours.loss == pytest.approx(theirs.loss, rel=1e-10)
+            assert ours.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-10)
+        for name, weight in result["weights"].items():
+            np.testing.assert_allclose(weight, alone["weights"][name], rtol=0, atol=1e-10)
