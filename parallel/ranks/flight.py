@@ -1,9 +1,9 @@
 """The flight recorder: what each rank was last doing, readable whatever has become of the rank.
 
-A rank writes each of its moves into a small file of its own, a ring of records that is as large from
-the start as it will ever be. What was written is there for the others when the rank has been
-stopped, hangs, or was killed. A write is a pwrite into the page cache, about 2 microseconds; not a
-mapping, since a page that the disk has no room for would kill the process that touches it.
+A rank writes each of its moves into a small file of its own, a ring of records that has its full
+size from the start. What was written is there for the others when the rank has been stopped, hangs,
+or was killed. A write is a pwrite into the page cache, about 2 microseconds; not a mapping, since a
+page that the disk has no room for would kill the process that touches it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ class Position:
     layer: str
     move: str
 
-    def __str__(self) -> str:
-        return ", ".join(filter(None, (self.phase, self.item, self.layer, self.move)))
-
 
 class FlightRecorder:
     """This rank's file; a recorder of events as the tape and the executor take it.
@@ -48,13 +45,8 @@ class FlightRecorder:
         """Make the file, in place of one that an earlier process has left. Raises OSError."""
         with suppress(FileNotFoundError):
             file.unlink()  # a process that still writes the old one shall not write into this
-        self._file = file
-        self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        try:
-            os.write(self._handle, bytes(_RECORD.size * _RECORDS))
-        except OSError:
-            self.close()
-            raise
+        self.handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        os.write(self.handle, bytes(_RECORD.size * _RECORDS))
         self.failed: str | None = None
         self._number = 0
         self._phase = self._item = b""
@@ -69,7 +61,9 @@ class FlightRecorder:
         self._item = _bytes(doing)
         self._write(b"", b"")
 
-    def span(self, label: str, what: str, name: str, layer: str = "") -> AbstractContextManager[None]:
+    def span(
+        self, label: str, what: str, name: str, layer: str = ""
+    ) -> AbstractContextManager[None]:
         key = label, what, name, layer
         move = self._moves.get(key)
         if move is None:
@@ -80,25 +74,15 @@ class FlightRecorder:
     def flight(self, label: str, name: str, start: float, pending: object) -> None:
         return None
 
-    def close(self) -> None:
-        """Remove the file: this rank has ended well, and there is nothing to know."""
-        os.close(self._handle)
-        with suppress(OSError):
-            self._file.unlink()
-
     def _write(self, layer: bytes, move: bytes) -> None:
         if self.failed is not None:
             return
         self._number += 1
         record = _RECORD.pack(self._number, time.time(), self._phase, self._item, layer, move)
         try:
-            os.pwrite(self._handle, record, self._number % _RECORDS * _RECORD.size)
+            os.pwrite(self.handle, record, self._number % _RECORDS * _RECORD.size)
         except OSError as error:
             self.failed = error.strerror
-
-
-def flight_file(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank}.flight"
 
 
 def last_positions(file: Path) -> list[Position]:

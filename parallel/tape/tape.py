@@ -113,12 +113,12 @@ class Tape:
 
     training: bool = True
     label: str = "F"
-    layer: str = ""
     recorder: Recorder = field(default_factory=Silence)
     weight_gradients: WeightGradients = field(default_factory=WeightGradients)
     deferred: WeightGradients = field(default_factory=WeightGradients)
     losses: list[Loss] = field(default_factory=list)
     tallies: dict[str, Tensor] = field(default_factory=dict)
+    layer: str = ""
     _entries: list[_Segment | _Exchange | _Release] = field(default_factory=list)
     _recomputed: list[_Segment] = field(default_factory=list)
 

@@ -1,98 +1,135 @@
-"""What every rank was last doing, when one of them is lost: a table on stderr, a JSON file in the
-run folder."""
+"""What every rank was last doing, when one of them is lost: a table on stderr, and a JSON file in
+the folder flight/ of the run."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
+from parallel.errors import LostRankError, TandemError
 from parallel.files.shown import printable
-from parallel.ranks.flight import FlightRecorder, Position, flight_file, last_positions
+from parallel.ranks.flight import FlightRecorder, Position, last_positions
+from parallel.ranks.roll_call import RollCall
+from parallel.ranks.together import gather
 from trainer.io.no_links import create
 from trainer.run.exit import say
 
-FLIGHT = "flight"  # in the run folder
+_PREFIX, _SUFFIX = "rank-", ".positions"
 _MOST_ROWS = 32
-_NCCL_ENTRIES = "2000"
+
+
+@contextmanager
+def flight_recorder(
+    folder: Path, rank: int, world: int, roll_call: RollCall
+) -> Iterator[FlightRecorder | None]:
+    """This rank's recorder for as long as the run lasts: the roll call notes into it, and reports
+    what is in those of all ranks. None where it cannot be written: the run goes on without.
+
+    The files stay where a rank is lost, or ends as nobody has foreseen. Collective.
+    """
+    # Torch's own recorder of NCCL reads this when it writes.
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder.absolute() / "nccl-rank-"))
+    flight, recorder = _Flight(folder, world), None
+    if rank == 0:
+        with _loud(rank):
+            flight.prepare()
+    gather(None)
+    with _loud(rank):
+        recorder = FlightRecorder(flight.file(rank))
+    roll_call.recorder, roll_call.report = recorder, flight.report
+    try:
+        yield recorder
+    except BaseException as error:
+        if isinstance(error, TandemError | KeyboardInterrupt | SystemExit) and rank == 0:
+            flight.remove()
+        raise
+    if rank == 0:
+        flight.remove()
+
+
+@contextmanager
+def _loud(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        say(f"rank {rank} keeps no flight record: {error.filename}: {error.strerror}")
 
 
 @dataclass(frozen=True)
-class FlightFolder:
-    """The flight recorders of all ranks of a run."""
+class _Flight:
+    """The recorders of all ranks of a run."""
 
-    path: Path
+    folder: Path
     world: int
 
-    def prepare(self) -> str | None:
-        """On the first rank, before any starts to record: make the folder, and keep what ranks that
-        did not end well have left. What there is to say of these, if anything. Raises OSError."""
-        self.path.mkdir(exist_ok=True)
-        if not any(self.path.glob("rank-*.flight")):
-            return None
-        kept = self._write("the processes of an earlier start have ended", [])
-        for file in self.path.glob("rank-*.flight"):
-            file.unlink()
-        return f"what each rank of the start before was last doing: {kept}"
+    def file(self, rank: int) -> Path:
+        return self.folder / f"{_PREFIX}{rank}{_SUFFIX}"
 
-    def record(self, rank: int) -> FlightRecorder:
-        """This rank's recorder. Raises OSError."""
-        return FlightRecorder(flight_file(self.path, rank))
+    def prepare(self) -> None:
+        """Make the folder, and keep what ranks that did not end well have left. Raises OSError."""
+        self.folder.mkdir(exist_ok=True)
+        if any(self._files()):
+            kept = self._write("the processes of an earlier start did not end well", [])
+            say(f"what each rank of the start before was last doing is in {kept}")
+            self._remove_files()
 
-    def close(self) -> None:
-        """The run has ended well: remove the folder if it tells nothing."""
+    def remove(self) -> None:
+        """Remove the files, and the folder unless something is kept in it."""
         with suppress(OSError):
-            self.path.rmdir()
+            self._remove_files()
+            self.folder.rmdir()
 
-    def last(self, rank: int) -> Position | None:
-        positions = last_positions(flight_file(self.path, rank))
-        return positions[-1] if positions else None
-
-    def report(self, why: str, lost: Sequence[int]) -> str:
+    def report(self, error: LostRankError) -> str:
         """Print what every rank was last doing, those that are lost first, and write more of it to
-        a JSON file. What to add to the line that says who is lost."""
-        others = [rank for rank in range(self.world) if rank not in lost]
-        ranks = [*lost, *others]
-        rows = [("rank", "doing", "for")]
+        a file. What to add to the line that says who is lost."""
+        ranks = [*error.lost, *(rank for rank in range(self.world) if rank not in error.lost)]
+        rows: list[tuple[str, ...]] = [("rank", "phase", "item", "layer", "move", "for")]
         now = time.time()
         for rank in ranks[:_MOST_ROWS]:
-            last = self.last(rank)
-            since = f"{now - last.since:.1f} s" if last else ""
-            mark = " (lost)" if rank in lost else ""
-            rows.append((f"{rank}{mark}", printable(str(last or "not known")), since))
-        width = [max(len(row[column]) for row in rows) for column in range(2)]
-        for rank, doing, since in rows:
-            say(f"{rank:{width[0]}}  {doing:{width[1]}}  {since}".rstrip())
+            name = f"{rank}{' (lost)' * (rank in error.lost)}"
+            positions = last_positions(self.file(rank))
+            rows.append((name, *_cells(positions[-1], now)) if positions else (name, *"?????"))
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            say("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
         if len(ranks) > _MOST_ROWS:
-            say(f"and {len(ranks) - _MOST_ROWS} more ranks")
+            say(f"and {len(ranks) - _MOST_ROWS} more")
         try:
-            return f"; what every rank was doing is above and in {self._write(why, lost)}"
-        except OSError as error:
-            return f"; what every rank was doing is above; cannot write it: {error.strerror}"
+            where = str(self._write(str(error), error.lost))
+        except OSError as failed:
+            where = f"no file: {failed.filename}: {failed.strerror}"
+        return f"; what every rank was doing is above, and more of it in {where}"
 
     def _write(self, why: str, lost: Sequence[int]) -> Path:
-        """A new file with all that the recorders have."""
-        found = {}
-        for file in sorted(self.path.glob("rank-*.flight"), key=lambda file: (len(file.name), file)):
-            rank = file.name.removeprefix("rank-").removesuffix(".flight")
-            found[rank] = [asdict(position) for position in last_positions(file)]
-        content = {"why": why, "when": time.time(), "lost": list(lost), "ranks": found}
+        """Write all that the recorders have to a new file, and wait until it is on the disk."""
+        ranks = {
+            file.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): [
+                asdict(position) for position in last_positions(file)
+            ]
+            for file in self._files()
+        }
+        content = {"why": why, "time": time.time(), "lost": list(lost), "ranks": ranks}
         for number in count(1):
-            path = self.path / f"lost-{number}.json"
+            path = self.folder / f"lost-{number}.json"
             with suppress(FileExistsError):
                 create(path, json.dumps(content, indent=1).encode())
                 break
         return path
 
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PREFIX}*{_SUFFIX}"), key=lambda f: (len(f.name), f))
 
-def record_nccl(folder: Path) -> None:
-    """Have torch's own recorder of NCCL keep its entries, and write them here on a timeout. It reads
-    the environment when it writes; what the person has set is left alone."""
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _NCCL_ENTRIES)
-    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder.absolute() / "nccl-rank-"))
+    def _remove_files(self) -> None:
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+
+def _cells(position: Position, now: float) -> tuple[str, ...]:
+    texts = position.phase, position.item, position.layer, position.move
+    return (*map(printable, texts), f"{max(0.0, now - position.since):.1f} s")

@@ -12,6 +12,7 @@ from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process, join, leave
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
+from parallel.tape.recorder import Recorder, Silence
 from trainer.build.layout import build
 from trainer.build.training_text import Text, load_text
 from trainer.checkpoint.export import checkpoint_bytes
@@ -23,7 +24,8 @@ from trainer.report.console import RunConsole
 from trainer.report.metrics import Metrics, Sink
 from trainer.report.sinks import open_sinks, require_packages
 from trainer.run.describe import describe
-from trainer.run.folder import RunFolder, require_shared
+from trainer.run.flight import flight_recorder
+from trainer.run.folder import FLIGHT, RunFolder, require_shared
 from trainer.run.inputs import require_inputs_outside
 from trainer.run.loop import Loop
 from trainer.run.signals import StopRequest
@@ -51,8 +53,12 @@ def train(
         stack.enter_context(roll_call.held_on_failure(lambda: stop.asked))
         with stop.held_back():  # between making the folder and being able to remove it again
             folder = stack.enter_context(together(claim))
+        path = _shared_path(folder, config, console)
+        recorder = stack.enter_context(
+            flight_recorder(path / FLIGHT, process.rank, process.world, roll_call)
+        )
         try:
-            _train(config, resolved, stop, process, roll_call, console, folder)
+            _train(config, resolved, stop, process, roll_call, console, folder, recorder)
         finally:
             if folder is not None and (kept := folder.previous_weights()):
                 console.say(f"the weights of the run that was replaced are still in {kept}")
@@ -66,6 +72,15 @@ def _claim(config: Config, config_files: Sequence[str]) -> RunFolder:
     return RunFolder(wanted, config.run.overwrite)
 
 
+def _shared_path(folder: RunFolder | None, config: Config, console: RunConsole) -> Path:
+    """Where the folder is that the first rank has claimed. Collective."""
+    path: Path = gather(folder.path if folder is not None else None)[0]
+    taken = path.name != config.run.name
+    console.say(f"run folder: {path}" + f" ({config.run.name} is taken)" * taken)
+    together(lambda: require_shared(path))
+    return path
+
+
 def _train(
     config: Config,
     resolved: str,
@@ -74,14 +89,11 @@ def _train(
     roll_call: RollCall,
     console: RunConsole,
     folder: RunFolder | None,
+    recorder: Recorder | None,
 ) -> None:
     """The run in its folder, which the first rank has claimed."""
     device = process.device(config.run.device)
     first = process.rank == 0
-    path: Path = gather(folder.path if folder is not None else None)[0]
-    taken = path.name != config.run.name
-    console.say(f"run folder: {path}" + f" ({config.run.name} is taken)" * taken)
-    together(lambda: require_shared(path))
     patient = patient_world(timedelta(seconds=config.run.io_timeout))
     text = together(lambda: load_text(config), patient)
     _require_same(resolved, text)
@@ -93,7 +105,8 @@ def _train(
     metrics = Metrics([*sinks, console])
     console.start(describe(layout, text))
     try:
-        Loop(Trainer(layout), text, console, stop, folder, metrics, companions, roll_call).run()
+        trainer = Trainer(layout, recorder or Silence())
+        Loop(trainer, text, console, stop, folder, metrics, companions, roll_call).run()
     finally:
         for line in metrics.close():
             console.say(line)
