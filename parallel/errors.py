@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class TandemError(Exception):
     """A failure that one line explains to the person at the console, without a traceback.
@@ -16,9 +14,8 @@ class TandemError(Exception):
 
 
 class LostRankError(TandemError):
-    """Other ranks do not answer. speaks: whether this is the rank that reports it. lost: those
-    that do not answer, as far as that is known."""
+    """Other ranks do not answer. speaks: whether this is the rank that reports it."""
 
-    def __init__(self, message: str, speaks: bool, lost: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, speaks: bool) -> None:
         super().__init__(message)
-        self.speaks, self.lost = speaks, lost
+        self.speaks = speaks

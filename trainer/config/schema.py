@@ -169,8 +169,21 @@ class MetricsConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What is saved."""
+    """What is saved, and where a run starts from."""
 
+    every: Annotated[int, Range(0, 10**9)] = 500
+    """Steps between checkpoints, from which a run goes on; 0 saves one only at the end and when
+    the run is asked to stop, as is always done."""
+    keep: Annotated[int, Range(1, 10**6)] = 2
+    """Newest checkpoints that stay; older ones are deleted."""
+    keep_every: Annotated[int, Range(0, 10**9)] = 0
+    """Checkpoints of every so many steps stay for good; 0 keeps none for good."""
+    resume: Annotated[str, LINE] = "auto"
+    """auto goes on with the last run of this name if it has a checkpoint and is not finished; never
+    makes a new run; the folder of a checkpoint or a run makes a new run that starts from there."""
+    allow_changes: Annotated[list[str] | None, LINE] = None
+    """Keys or sections that may differ from those of the checkpoint, though the run is then another
+    one, as in [optimizer.lr, run.steps]."""
     export_hf: bool = True
     """At the end, save the weights as a checkpoint in the Hugging Face layout: RUN/weights."""
     export_dtype: StorageType = "float32"

@@ -17,6 +17,7 @@ from trainer.config.limits import Text
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+_LISTED = {int: "whole numbers, as in [1, 2]", str: "names, as in [a, b]"}
 
 
 class NotAValue(ValueError):
@@ -112,7 +113,7 @@ def _words(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(kinds)}"
     if origin is list:
-        return f"a list of {_WORDS[kinds[0]]}s, as in [1, 2]"
+        return f"a list of {_LISTED[kinds[0]]}"
     if origin is tuple:
         return f"a list of {len(kinds)} {_WORDS[kinds[0]]}s, as in [0.9, 0.95]"
     return f"a {_WORDS[kind]}" if kind in (int, float) else _WORDS[kind]

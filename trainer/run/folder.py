@@ -1,4 +1,4 @@
-"""The folder of a run: runs/NAME with config.yaml, metrics.jsonl and weights/.
+"""The folder of a run: runs/NAME with config.yaml, metrics.jsonl, checkpoints/ and weights/.
 
 A folder is a run folder if it has the marker that a run writes into it before anything else; no
 other folder is ever written to or replaced. Nor is anything outside of it: links are not followed.
@@ -16,13 +16,17 @@ from trainer.checkpoint.hf.architecture import CONFIG_FILE
 from trainer.errors import RunError
 from trainer.io.folder_lock import FolderLock, LockedError
 from trainer.io.no_links import create, open_plain, remove
+from trainer.run.status import STATUS
 
 MARKER, LOCK = ".tandem-run", ".lock"
 CONFIG, METRICS, WEIGHTS = "config.yaml", "metrics.jsonl", "weights"
-FLIGHT = "flight"  # what each rank is doing
 PREVIOUS = "previous-weights"  # of the run that was replaced, until this one has weights
 _MARK = b"A run folder of Tandem: with run.overwrite, a run of this name replaces what is in it.\n"
 _NEW_CONFIG = ".config.yaml.new"
+
+
+class InUseError(RunError):
+    """Another run is using the folder."""
 
 
 class RunFolder:
@@ -30,8 +34,8 @@ class RunFolder:
     folder up at the end, and removes one that it made if no step was finished in it.
 
     path: the folder. lost: where it was, if that was removed or replaced during the run. Claiming
-    changes nothing that is in a folder: `take_over` replaces an earlier run, when everything
-    else that can go wrong at the start has not.
+    changes nothing that is in a folder: `take_over` replaces an earlier run, or `go_on` goes on
+    with it, when everything else that can go wrong at the start has not.
     """
 
     def __init__(self, wanted: Path, overwrite: bool) -> None:
@@ -39,7 +43,7 @@ class RunFolder:
         and so on that is not. With `overwrite`, lock `wanted` if it is a run folder.
 
         Raises RunError where a folder cannot be made, or what `overwrite` would replace is not a
-        run folder or is in use by another run.
+        run folder, and InUseError where another run is using that.
         """
         self._wanted = wanted
         self._config = ""
@@ -61,11 +65,15 @@ class RunFolder:
             return
         with suppress(OSError):
             empty = self._made and self._nothing_done()
-            for name in (CONFIG, METRICS, MARKER) if empty else ():
+            for name in (CONFIG, METRICS, STATUS, MARKER) if empty else ():
                 (self.path / name).unlink(missing_ok=True)
             self._lock.release()
             if empty:
                 self.path.rmdir()
+
+    def held(self) -> bool:
+        """Whether it is still this run's: neither removed nor replaced."""
+        return self._lock.held()
 
     def take_over(self, config: str) -> None:
         """Write the resolved config, YAML, in place of all that an earlier run left, except its
@@ -79,8 +87,18 @@ class RunFolder:
                 remove(self.path / PREVIOUS)
                 (self.path / WEIGHTS).rename(self.path / PREVIOUS)
             for entry in list(self.path.iterdir()):
-                if entry.name not in (MARKER, LOCK, PREVIOUS, FLIGHT, new.name):
+                if entry.name not in (MARKER, LOCK, PREVIOUS, new.name):
                     remove(entry)
+            new.rename(self.path / CONFIG)
+
+    def go_on(self, config: str) -> None:
+        """Write the resolved config, YAML, of a run that goes on with what is there. Raises
+        RunError."""
+        self._config = config
+        with _saying(f"run.dir: cannot write {self.path}"):
+            new = self.path / _NEW_CONFIG
+            remove(new)
+            create(new, config.encode())
             new.rename(self.path / CONFIG)
 
     def previous_weights(self) -> Path | None:
@@ -88,16 +106,20 @@ class RunFolder:
         previous = self.path / PREVIOUS
         return previous if os.path.lexists(previous) else None
 
-    def weights(self) -> Path:
-        """Where to save the weights: in the folder, or in a new one if that was removed or replaced
-        during the run, with which another run may have nothing to do. Raises RunError."""
+    def place(self) -> Path:
+        """Where to save: the folder, or a new one if that was removed or replaced during the run,
+        with which another run may have nothing to do. Raises RunError."""
         if not self._lock.held():
             self.lost = self.path
             with _saying(f"run.dir: cannot make {self._wanted}"):
                 self._wanted.parent.mkdir(parents=True, exist_ok=True)
             self._make()
             self.take_over(self._config)
-        return self.path / WEIGHTS
+        return self.path
+
+    def weights(self) -> Path:
+        """Where to save the weights. Raises RunError."""
+        return self.place() / WEIGHTS
 
     def saved(self, keep_previous: bool) -> str:
         """The weights are saved: those of the run that was replaced go. What there is to say."""
@@ -131,7 +153,7 @@ class RunFolder:
         """Whether no step was finished here, nor anything else left that a person may want."""
         names = {entry.name for entry in self.path.iterdir()}
         metrics = self.path / METRICS
-        return names <= {MARKER, LOCK, CONFIG, METRICS} and not (
+        return names <= {MARKER, LOCK, CONFIG, METRICS, STATUS} and not (
             metrics.exists() and metrics.stat().st_size
         )
 
@@ -145,6 +167,17 @@ def require_shared(path: Path) -> None:
         )
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether `path` is a folder, no link to one, with our marker."""
+    if path.is_symlink():
+        return False
+    try:
+        with open(open_plain(path / MARKER, os.O_RDONLY), "rb") as file:
+            return file.read(len(_MARK) + 1) == _MARK
+    except (OSError, RunError):
+        return False
+
+
 def _require_run_folder(path: Path) -> None:
     """Raise RunError unless `path` is a folder, no link to one, with our marker."""
     if path.is_symlink():
@@ -152,12 +185,7 @@ def _require_run_folder(path: Path) -> None:
             f"run.overwrite: {path} is a link, which is not followed: set run.dir and run.name to "
             "where it leads, or choose another run.name"
         )
-    try:
-        with open(open_plain(path / MARKER, os.O_RDONLY), "rb") as file:
-            found = file.read(len(_MARK) + 1)
-    except (OSError, RunError):
-        found = b""
-    if found != _MARK:
+    if not is_run_folder(path):
         raise RunError(
             f"run.overwrite: {path} is not a run folder, or one of an earlier version (it has no "
             f"{MARKER} as a run writes it): move or remove it yourself, or choose another run.name"
@@ -169,7 +197,7 @@ def _lock(path: Path) -> FolderLock:
         with _saying(f"run.dir: cannot lock {path / LOCK}"):
             return FolderLock(path / LOCK)
     except LockedError as error:
-        raise RunError(
+        raise InUseError(
             f"run.overwrite: {path} is in use by another run, {error.holder}: choose "
             "another run.name, or leave out run.overwrite to get a new folder"
         ) from error

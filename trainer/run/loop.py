@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from parallel.ranks.roll_call import RollCall
@@ -23,6 +23,7 @@ from trainer.report.picture import draw_own_run
 from trainer.run.folder import RunFolder
 from trainer.run.records import record_step, record_validation
 from trainer.run.sample import sample_text
+from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
 from trainer.run.step import GetMicroBatch, NonFiniteError, StepMetrics, Trainer
 
@@ -40,20 +41,24 @@ class Loop:
     metrics: Metrics
     companions: Companions | None
     roll_call: RollCall
-    progress: Progress = field(default_factory=Progress)
+    saving: Saving
+    progress: Progress
 
     def run(self) -> None:
         """Train to the end, then draw the run; Stopped in between if asked to."""
         try:
             self._steps()
         except (Stopped, NonFiniteError):  # on all ranks
+            self.saving.finish()
             self._draw()
             raise
+        self.saving.finish()
         self._draw()
 
     def _steps(self) -> None:
         config, stop = self.trainer.layout.config, self.stop
         stop.training()
+        saved = loss = None
         while (step := self.progress.step) < config.run.steps:
             start = time.perf_counter()
             self._note(f"in step {step + 1}")
@@ -65,6 +70,7 @@ class Loop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
             last = step + 1 == config.run.steps
+            self.saving.after_step(self.progress, last)
             saved = self._save() if last else None  # first: an evaluation can be killed
             try:
                 interrupted = False
@@ -77,8 +83,13 @@ class Loop:
                 self.metrics.end_step(step)
             if interrupted or (done.stop and not last):
                 when = f"{'in the evaluation ' * interrupted}after step {step + 1}"
-                why = f"stopped {when}; {saved or self._save()}"
+                stop.reached()
+                self._note("saving a checkpoint")
+                kept = self.saving.now(self.progress)
+                why = f"stopped {when}; {kept}; {saved or self._save()}"
                 raise Stopped(stop.signal or signal.SIGTERM, why)
+        if saved is None:  # this start had nothing left to do but to end the run
+            saved, loss = self._save(), self._evaluate(self.progress.step - 1, None)
         if (entropy := self.text.bigram_entropy()) is not None and loss is not None:
             self.console.say(_compared_with_bigrams(entropy, loss))
         self.console.say(saved or "")

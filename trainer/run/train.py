@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,22 +12,25 @@ from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process, join, leave
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
-from parallel.tape.recorder import Recorder, Silence
 from trainer.build.layout import build
 from trainer.build.training_text import Text, load_text
 from trainer.checkpoint.export import checkpoint_bytes
 from trainer.checkpoint.hf.companions import read_companions
 from trainer.checkpoint.hf.output_folder import require_room
+from trainer.checkpoint.state.checkpoints import Checkpoints, Loaded
 from trainer.config.schema import Config
 from trainer.errors import RunError
+from trainer.recipe.progress import Progress
 from trainer.report.console import RunConsole
 from trainer.report.metrics import Metrics, Sink
 from trainer.report.sinks import open_sinks, require_packages
+from trainer.report.wandb_identity import saved_id
+from trainer.run.claim import Claim, claim
 from trainer.run.describe import describe
-from trainer.run.flight import flight_recorder
-from trainer.run.folder import FLIGHT, RunFolder, require_shared
-from trainer.run.inputs import require_inputs_outside
+from trainer.run.folder import require_shared
 from trainer.run.loop import Loop
+from trainer.run.resume import resume
+from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
 from trainer.run.step import Trainer
 
@@ -46,39 +49,21 @@ def train(
     roll_call = join(process, device, timedelta(seconds=config.run.timeout), "env://")
     console = RunConsole(config, quiet=process.rank > 0)
 
-    def claim() -> AbstractContextManager[RunFolder | None]:
-        return _claim(config, config_files) if process.rank == 0 else nullcontext()
+    def claimed() -> Claim | None:
+        return claim(config, config_files, console.say) if process.rank == 0 else None
 
     with ExitStack() as stack:
         stack.enter_context(roll_call.held_on_failure(lambda: stop.asked))
         with stop.held_back():  # between making the folder and being able to remove it again
-            folder = stack.enter_context(together(claim))
-        path = _shared_path(folder, config, console)
-        recorder = stack.enter_context(
-            flight_recorder(path / FLIGHT, process.rank, process.world, roll_call)
-        )
+            here = together(claimed)
+            if here is not None:
+                stack.enter_context(here.folder)
         try:
-            _train(config, resolved, stop, process, roll_call, console, folder, recorder)
+            _train(config, resolved, stop, process, roll_call, console, here)
         finally:
-            if folder is not None and (kept := folder.previous_weights()):
+            if here is not None and (kept := here.folder.previous_weights()):
                 console.say(f"the weights of the run that was replaced are still in {kept}")
     leave()
-
-
-def _claim(config: Config, config_files: Sequence[str]) -> RunFolder:
-    wanted = Path(config.run.dir) / config.run.name
-    if config.run.overwrite:
-        require_inputs_outside(wanted, config, config_files)
-    return RunFolder(wanted, config.run.overwrite)
-
-
-def _shared_path(folder: RunFolder | None, config: Config, console: RunConsole) -> Path:
-    """Where the folder is that the first rank has claimed. Collective."""
-    path: Path = gather(folder.path if folder is not None else None)[0]
-    taken = path.name != config.run.name
-    console.say(f"run folder: {path}" + f" ({config.run.name} is taken)" * taken)
-    together(lambda: require_shared(path))
-    return path
 
 
 def _train(
@@ -88,38 +73,58 @@ def _train(
     process: Process,
     roll_call: RollCall,
     console: RunConsole,
-    folder: RunFolder | None,
-    recorder: Recorder | None,
+    here: Claim | None,
 ) -> None:
     """The run in its folder, which the first rank has claimed."""
     device = process.device(config.run.device)
-    first = process.rank == 0
+    first, folder = process.rank == 0, here.folder if here else None
+    path, goes_on, start_from = gather(
+        (here.folder.path, here.goes_on, here.start_from) if here else None
+    )[0]
+    taken = path.name != config.run.name and not goes_on
+    console.say(f"run folder: {path}" + f" ({config.run.name} is taken)" * taken)
+    together(lambda: require_shared(path))
     patient = patient_world(timedelta(seconds=config.run.io_timeout))
     text = together(lambda: load_text(config), patient)
     _require_same(resolved, text)
     with console.bytes("reading weights") as progress:
         layout = build(config, process, device, patient, progress)
+    place: Callable[[], Path] = folder.place if folder else lambda: path
+    checkpoints = Checkpoints(layout, place, text.fingerprint(), lambda: saved_id(place()))
+    resumed = resume(checkpoints, start_from, console, goes_on) if start_from else None
     companions = together(lambda: read_companions(config) if first else None)
     room = checkpoint_bytes(layout) if config.checkpoint.export_hf else 0
-    sinks = together(lambda: _open_sinks(folder, config, resolved, room) if folder else [])
+    sinks = together(lambda: _open_sinks(here, config, resolved, room, resumed) if here else [])
     metrics = Metrics([*sinks, console])
     console.start(describe(layout, text))
+    start = resumed.progress if resumed else Progress()
+    saving = Saving(checkpoints, metrics, console)
+    loop = Loop(
+        Trainer(layout), text, console, stop, folder, metrics, companions, roll_call, saving, start
+    )  # fmt: skip
     try:
-        trainer = Trainer(layout, recorder or Silence())
-        Loop(trainer, text, console, stop, folder, metrics, companions, roll_call).run()
+        with here.running() if here else nullcontext():
+            if resumed:
+                metrics.event("restart", start.step, f"goes on from {resumed.path}")
+            loop.run()
     finally:
         for line in metrics.close():
             console.say(line)
 
 
-def _open_sinks(folder: RunFolder, config: Config, resolved: str, room: int) -> list[Sink]:
-    """Take the folder over, and open all sinks but the console. room: bytes of the weights that
-    will be saved."""
+def _open_sinks(
+    here: Claim, config: Config, resolved: str, room: int, resumed: Loaded | None
+) -> list[Sink]:
+    """Take the folder over, or go on in it, and open all sinks but the console. room: bytes of the
+    weights that will be saved."""
     require_packages(config.metrics)
     advice = ", set run.dir to another disk, or checkpoint.export_dtype to a smaller type"
-    require_room(folder.weights(), room, advice)
-    folder.take_over(resolved)
-    return open_sinks(folder.path, config.metrics, resolved)
+    require_room(here.folder.weights(), room, advice)
+    here.take(resolved)
+    if not here.goes_on or resumed is None:
+        return open_sinks(here.folder.path, config.metrics, resolved)
+    done, wandb_id = resumed.progress.step, resumed.about.wandb
+    return open_sinks(here.folder.path, config.metrics, resolved, done, wandb_id)
 
 
 def _require_same(resolved: str, text: Text) -> None:
