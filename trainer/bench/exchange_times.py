@@ -20,6 +20,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
+from parallel.ranks.mesh import Mesh
+from parallel.ranks.process import Process
+from parallel.ranks.together import gather
 from parallel.tape.recorder import Event, is_paired
 
 Mode = Literal["on", "off"]
@@ -119,6 +122,27 @@ def exchanges(events: Iterable[Event]) -> list[Exchange]:
         for flight, wait in zip(begun, waits[label, kind], strict=True):
             found.append(Exchange(label, kind, flight.start, flight.end, wait.start, wait.end))
     return found
+
+
+def latest_starts(process: Process, mesh: Mesh, events: Iterable[Event]) -> list[float]:
+    """For each of `exchanges(events)`, when the last rank of its expert group started it.
+
+    Collective. The host clock is one for all processes of a machine. Across machines it is not,
+    and the answer is each rank's own start, which makes transfer the same as in flight. Raises
+    ValueError where the ranks have not recorded the same exchanges.
+    """
+    own_starts, problem = [], None
+    try:
+        own_starts = [exchange.start for exchange in exchanges(events)]
+    except ValueError as error:  # the other ranks must not wait for this one
+        problem = error
+    everyone = gather(own_starts)
+    if problem is not None:
+        raise problem
+    if process.local_world < process.world:
+        return own_starts
+    group = mesh.expert_group(process.rank)
+    return [max(starts) for starts in zip(*(everyone[rank] for rank in group), strict=True)]
 
 
 def account(

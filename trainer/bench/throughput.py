@@ -22,8 +22,8 @@ from trainer.bench.exchange_times import (
     StepTimes,
     Window,
     account,
-    exchanges,
     hidden_share,
+    latest_starts,
     mean,
 )
 from trainer.build.layout import Layout, build
@@ -108,7 +108,7 @@ def measure(config: Config, process: Process, trial: Trial) -> dict[Mode, Measur
     mine = run_steps(layout, trial)
     times: dict[Mode, StepTimes] = {}
     if device.type == "cpu":
-        latest = _latest_starts(layout, mine.events)
+        latest = latest_starts(process, layout.mesh, mine.events)
         times = {mode: account(mine.events, latest, mine.windows, mode) for mode in trial.modes}
     seconds = gather([w.end - w.start for w in mine.windows])
     ranks = gather(times)
@@ -165,21 +165,6 @@ def compare(measured: dict[Mode, Measured]) -> Comparison | None:
             on.times.total("pairs", "lone").waited, off.times.total("pairs", "lone").waited
         )
     return Comparison(off.median_seconds / on.median_seconds, pairs, everything)
-
-
-def _latest_starts(layout: Layout, events: list[Event]) -> list[float]:
-    """For each of `exchanges(events)`, when the last rank of its expert group started it.
-
-    Collective. The host clock is one for all processes of a machine. Across machines it is not,
-    and the answer is each rank's own start, which makes transfer the same as in flight.
-    """
-    process = layout.process
-    own_starts = [exchange.start for exchange in exchanges(events)]
-    everyone = gather(own_starts)
-    if process.local_world < process.world:
-        return own_starts
-    group = layout.mesh.expert_group(process.rank)
-    return [max(starts) for starts in zip(*(everyone[rank] for rank in group), strict=True)]
 
 
 def _summary(

@@ -154,6 +154,8 @@ class MetricsConfig:
     """Steps between rows of metrics.jsonl that have each expert's load; 0 leaves it out."""
     picture: bool = True
     """Draw the run at its end: RUN/run.png."""
+    timeline_every: Annotated[int, Range(0, 10**9)] = 0
+    """Steps between steps that are measured and drawn, on the CPU: RUN/timelines; 0 draws none."""
     sample_every: Annotated[int, Range(0, 10**9)] = 0
     """Steps between texts that the model writes, greedily, while it trains; 0 writes none."""
     sample_prompt: Annotated[str, TEXT] = ""

@@ -26,6 +26,7 @@ from trainer.run.sample import sample_text
 from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
 from trainer.run.step import GetMicroBatch, NonFiniteError, StepMetrics, Trainer
+from trainer.run.step_meter import StepMeter
 
 
 @dataclass
@@ -57,18 +58,22 @@ class Loop:
 
     def _steps(self) -> None:
         config, stop = self.trainer.layout.config, self.stop
+        path = self.folder.path if self.folder is not None else None
+        meter = StepMeter(self.trainer.layout, [self.trainer.executor], self.metrics, path)
         stop.training()
         saved = loss = None
         while (step := self.progress.step) < config.run.steps:
             start = time.perf_counter()
             self._note(f"in step {step + 1}")
-            done = self._step(step)
+            with meter.step(step):
+                done = self._step(step)
             self.progress = self.progress.after_step(
                 config.data.global_batch, config.data.sequence_length
             )
             if done.stop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
+            meter.record(step)
             last = step + 1 == config.run.steps
             self.saving.after_step(self.progress, last)
             saved = self._save() if last else None  # first: an evaluation can be killed
