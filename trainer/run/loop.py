@@ -73,12 +73,12 @@ class Loop:
             if done.stop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
-            meter.record(step)
             last = step + 1 == config.run.steps
             self.saving.after_step(self.progress, last)
             saved = self._save() if last else None  # first: an evaluation can be killed
             try:
                 interrupted = False
+                meter.record(step)
                 if last or (_is_due(step, config.metrics.eval_every) and not done.stop):
                     loss = self._evaluate(step, saved)
                     interrupted = loss is None
