@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.ranks.process import Process
+from parallel.reduce.bucket import make_buckets
 from tests.distributed import run_world
 from tests.test_equivalence import LAYOUTS, SCHEDULES, Case, run_case, run_cases
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config, OptimizerConfig, PrecisionConfig
 from trainer.config.validate import validate
 from trainer.model.names import named_tensors, released_names
+from trainer.optim.muon import Muon
+from trainer.optim.rule import Piece
+from trainer.optim.state import ReleasedTensor, released_slices
 
 STEPS, RATE, CLIP = 3, 1e-2, 0.5
 Arrays = dict[str, np.ndarray]
@@ -156,6 +160,46 @@ class Plain:
                     state[kind] = state[kind].bfloat16().to(state[kind].dtype)
 
 
+class PlainMuon(Plain):
+    """Muon from the definition: singular values, each iterated on by itself."""
+
+    def adamw(self) -> torch.optim.AdamW:
+        self.momentum: dict[str, Tensor] = {}
+        every, self.masters = self.masters, {n: m for n, m in self.masters.items() if by_adamw(n)}
+        adamw = super().adamw()
+        self.masters = every
+        return adamw
+
+    def step(self, adamw: torch.optim.AdamW) -> None:
+        super().step(adamw)
+        c = self.config
+        for name, master in self.masters.items():
+            if by_adamw(name):
+                continue
+            g = master.grad
+            before = self.momentum.get(name, torch.zeros_like(g))
+            momentum = c.muon_momentum * before + (1 - c.muon_momentum) * g
+            ahead = c.muon_momentum * momentum + (1 - c.muon_momentum) * g
+            narrow = c.moments == "bfloat16"
+            self.momentum[name] = momentum.bfloat16().to(g.dtype) if narrow else momentum
+            u, s, vh = torch.linalg.svd(ahead, full_matrices=False)
+            s = s / ahead.norm()
+            for a, b, d in iterations(c):
+                s = a * s + b * s**3 + d * s**5
+            size = RATE * c.muon_rms * max(master.shape) ** 0.5
+            master.mul_(1 - RATE * c.weight_decay).sub_(size * (u * s) @ vh)
+
+
+def iterations(config: OptimizerConfig) -> list[tuple[float, float, float]]:
+    quintic = (3.4445, -4.7750, 2.0315)
+    hybrid = config.newton_schulz == "hybrid"
+    return [quintic] * 8 + [(2, -1.5, 0.5)] * 2 if hybrid else [quintic] * 5
+
+
+def by_adamw(name: str) -> bool:
+    return name.endswith("norm.weight") or name in {"model.embed_tokens.weight", "lm_head.weight"}
+
+
 def initial(setting: Setting) -> dict[str, Tensor]:
     """The weights that every layout starts from, as masters."""
     alone = replace(setting, schedule="1f1b", mesh=(1, 1, 1)).config()
@@ -209,6 +253,60 @@ def require_divided(setting: Setting, results: list[Any]) -> None:
 def test_sharded_adamw_is_adamw_on_masters(setting: Setting, precision: str) -> None:
     atol = 1e-12 if precision == "float64" else 1e-6
     require_divided(setting, require_equal(replace(setting, precision=precision), atol=atol))
+
+
+@pytest.mark.parametrize("zero", ["off", "shard"])
+@pytest.mark.parametrize("setting", settings(FEW, name="muon"), ids=lambda s: f"{s.mesh}")
+def test_muon_is_muon_on_whole_matrices(setting: Setting, zero: str) -> None:
+    iterations = "quintic" if setting.schedule == "1f1b" else "hybrid"
+    changed = replace(setting.optimizer, zero=zero, newton_schulz=iterations)
+    require_equal(replace(setting, optimizer=changed), PlainMuon, atol=1e-10)
+
+
+def test_muon_is_torchs_but_for_its_rounding() -> None:
+    """torch.optim.Muon iterates in bfloat16, so the two differ by some of its roundings."""
+    generator = torch.Generator().manual_seed(1)
+    value, *gradients = torch.randn(4, 24, 16, generator=generator)
+    theirs = nn.Parameter(value.clone())
+    torchs = torch.optim.Muon([theirs], lr=RATE, adjust_lr_fn="match_rms_adamw")
+    rule, master, momentum = Muon(OptimizerConfig()), value.clone(), torch.zeros(24 * 16)
+    for step, gradient in enumerate(gradients):
+        flat = gradient.reshape(-1)
+        piece = Piece(0, (-1, 24, 16), flat, flat, master.view(-1), {"momentum": momentum})
+        rule.update(piece, RATE, torch.tensor(float(step)))
+        theirs.grad = gradient
+        torchs.step()
+    assert (master - theirs).norm() < 0.03 * (theirs - value).norm()
+
+
+def test_matrices_are_dealt_out_so_that_no_copy_has_much_more_work() -> None:
+    shapes = [(48, 16)] * 7 + [(16, 32)] * 5 + [(8, 8)]
+    tensors_of = {f"{i:02}": [ReleasedTensor(f"{i}", shape)] for i, shape in enumerate(shapes)}
+    parameters = {name: nn.Parameter(torch.zeros(t[0].shape)) for name, t in tensors_of.items()}
+    copies_of = dict.fromkeys(parameters, (0, 1, 2))
+    (bucket,) = make_buckets(parameters, copies_of, {}, lambda name: "")
+    cut = Muon(OptimizerConfig()).cut(bucket, tensors_of)
+    dealt = [
+        [tensor for start, stop in ranges
+         for tensor, _, _, _ in released_slices(bucket, tensors_of, start, stop)]
+        for ranges in cut
+    ]  # fmt: skip
+    assert sorted(t.name for share in dealt for t in share) == sorted(map(str, range(13)))
+    work = [sum(t.shape[0] * t.shape[1] * min(t.shape) for t in share) for share in dealt]
+    assert max(work) - min(work) <= 16 * 32 * 16  # less than the next matrix would be
+    assert all(share for share in dealt)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_moments_in_bfloat16_are_rounded_once_per_step(name: str, precision: str) -> None:
+    (setting,) = settings(FEW[:1], name=name, zero="shard", moments="bfloat16")
+    plain = Plain if name == "adamw" else PlainMuon
+    results = require_equal(replace(setting, precision=precision), plain, atol=1e-6)
+    kinds = {"exp_avg", "exp_avg_sq"} | ({"momentum"} if name == "muon" else set())
+    for _, kind, _, values in (piece for result in results for piece in result["pieces"]):
+        if kind in kinds:
+            assert np.array_equal(values, torch.from_numpy(values).bfloat16().double().numpy())
 
 
 @pytest.mark.matrix

@@ -16,6 +16,7 @@ from trainer.model.names import released_names
 from trainer.model.part import ModelPart
 from trainer.optim.adamw import AdamW
 from trainer.optim.flat import FlatOptimizer
+from trainer.optim.muon import Muon, is_for_muon
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.rule import Rule
 from trainer.optim.state import ReleasedTensor
@@ -36,11 +37,15 @@ def make_optimizer(
     tensors_of = {name: _tensors(part, name) for name in parameters}
     rules: dict[str, Rule] = {
         "matrix": AdamW(config, config.weight_decay),
+        "muon": Muon(config),
         "norm": AdamW(config, weight_decay=0.0),
     }
 
     def kind_of(name: str) -> str:
-        return "matrix" if parameters[name].ndim > 1 else "norm"
+        shape = parameters[name].shape
+        if config.name == "muon" and is_for_muon(name, shape):
+            return "muon"
+        return "matrix" if len(shape) > 1 else "norm"
 
     def cut(bucket: Bucket) -> Cut | None:
         return None if config.zero == "off" else rules[bucket.kind].cut(bucket, tensors_of)

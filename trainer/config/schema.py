@@ -117,8 +117,11 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with decoupled weight decay, and the schedule of its learning rate."""
+    """AdamW or Muon with decoupled weight decay, and the schedule of the learning rate."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for matrices, AdamW for embedding, output head and norms; with the learning rate
+    and the weight decay of AdamW."""
     zero: Literal["off", "shard"] = "off"
     """off: every copy of a parameter keeps its masters and moments; shard: each its share of them
     (ZeRO-1), and gives what it has updated to the others."""
@@ -136,6 +139,14 @@ class OptimizerConfig:
     """Added to the denominator."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.1
     """Decoupled decay of matrices; none on norms and the router bias."""
+    muon_momentum: Annotated[float, Range(least=0, below=1)] = 0.95
+    """Decay of Muon's momentum."""
+    muon_rms: Annotated[float, Range(above=0, most=100)] = 0.2
+    """Root mean square of an update of Muon over the learning rate: about AdamW's; DeepSeek-V4 has
+    0.18."""
+    newton_schulz: Literal["quintic", "hybrid"] = "quintic"
+    """Iterations of Muon: five, as torch.optim.Muon; or DeepSeek-V4's ten, which end nearer to an
+    orthogonal matrix."""
     clip: Annotated[float, Range(0, 1e9)] = 1.0
     """Limit of the global gradient norm; 0 switches clipping off."""
 
