@@ -98,7 +98,11 @@ def steps_of(layout: Layout, rank: int) -> list[float]:
     return norms
 
 
-def stepped(process: Process, setting: Setting) -> dict[str, Any]:
+def stepped(process: Process, settings: list[Setting]) -> list[dict[str, Any]]:
+    return [stepped_one(process, setting) for setting in settings]
+
+
+def stepped_one(process: Process, setting: Setting) -> dict[str, Any]:
     config = setting.config()
     validate(config, process.world)
     layout = build(config, process, torch.device("cpu"))
@@ -208,31 +212,53 @@ def initial(setting: Setting) -> dict[str, Tensor]:
     return {name: t.detach().to(wide, copy=True) for name, t in named_tensors(part)}
 
 
-def require_equal(setting: Setting, plain: type[Plain] = Plain, atol: float = 1e-6) -> list[Any]:
-    norms, masters = plain(initial(setting), setting.optimizer).run()
-    results: list[Any] = run_world(setting.world, stepped, setting)
-    seen: dict[str, np.ndarray] = {}
-    for rank, result in enumerate(results):
-        assert result["norms"] == pytest.approx(norms, rel=1e-12)
-        for name, kind, start, values in result["pieces"]:
-            if kind == "master":
-                where = f"{name} from {start} on rank {rank} of {setting}"
-                expected = masters[name].reshape(-1)[start : start + len(values)]
-                np.testing.assert_allclose(values, expected, rtol=0, atol=atol, err_msg=where)
-                seen.setdefault(name, np.zeros(masters[name].size))[start : start + len(values)] = 1
-        for name, weight in result["weights"].items():
-            rounded = 2**-8 * np.abs(masters[name]) if setting.precision == "bfloat16" else 0
-            assert (np.abs(weight - masters[name]) <= rounded + atol).all(), (name, rank, setting)
-    assert set(seen) == set(masters) and all(elements.all() for elements in seen.values())
-    for name in masters:  # the copies agree to the bit
-        first, *others = (r["weights"][name] for r in results if name in r["weights"])
-        assert all(np.array_equal(first, other) for other in others), name
+def require_equal(
+    settings: list[Setting], plain: type[Plain] = Plain, atol: float = 1e-6
+) -> list[tuple[Setting, list[dict[str, Any]]]]:
+    """Every setting gives what the plain optimizer does; what each gave, by rank."""
+    results = []
+    for world in sorted({setting.world for setting in settings}):
+        of_world = [setting for setting in settings if setting.world == world]
+        by_rank = run_world(world, stepped, of_world, timeout=400)
+        results += list(zip(of_world, map(list, zip(*by_rank))))
+    for setting, by_rank in results:
+        norms, masters = plain(initial(setting), setting.optimizer).run()
+        for rank, result in enumerate(by_rank):
+            assert result["norms"] == pytest.approx(norms, rel=1e-12)
+            require_same(f"rank {rank} of {setting}", setting, result, masters, atol)
+        require_whole(by_rank, masters)
     return results
 
 
-def settings(layouts: list[Any], **optimizer: Any) -> list[Setting]:
+def require_same(
+    where: str, setting: Setting, result: dict[str, Any], masters: Arrays, atol: float
+) -> None:
+    for name, kind, start, values in result["pieces"]:
+        if kind == "master":
+            expected = masters[name].reshape(-1)[start : start + len(values)]
+            np.testing.assert_allclose(
+                values, expected, rtol=0, atol=atol, err_msg=f"{name} from {start} on {where}"
+            )
+    for name, weight in result["weights"].items():
+        rounding = 2**-8 * np.abs(masters[name]) if setting.precision == "bfloat16" else 0
+        assert (np.abs(weight - masters[name]) <= rounding + atol).all(), f"{name} on {where}"
+
+
+def require_whole(by_rank: list[dict[str, Any]], masters: Arrays) -> None:
+    """Every master is somewhere, and the copies of a weight agree to the bit."""
+    seen = {name: np.zeros(master.size) for name, master in masters.items()}
+    for name, kind, start, values in (piece for result in by_rank for piece in result["pieces"]):
+        if kind == "master":
+            seen[name][start : start + len(values)] = 1
+    assert all(elements.all() for elements in seen.values())
+    for name in masters:
+        first, *others = (r["weights"][name] for r in by_rank if name in r["weights"])
+        assert all(np.array_equal(first, other) for other in others), name
+
+
+def settings(layouts: list[Any], precision: str = "float64", **optimizer: Any) -> list[Setting]:
     return [
-        Setting(schedule, mesh, mtp, layers, optimizer=OptimizerConfig(**optimizer))
+        Setting(schedule, mesh, mtp, layers, precision, OptimizerConfig(**optimizer))
         for schedule, mesh, mtp, layers in layouts
     ]
 
@@ -248,19 +274,18 @@ def require_divided(setting: Setting, results: list[Any]) -> None:
             assert held <= 1.05 * ideal, f"{held} elements of {kind}, {ideal} wanted: {setting}"
 
 
-@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
-@pytest.mark.parametrize("setting", settings(FEW, zero="shard"), ids=lambda s: f"{s.mesh}")
-def test_sharded_adamw_is_adamw_on_masters(setting: Setting, precision: str) -> None:
-    atol = 1e-12 if precision == "float64" else 1e-6
-    require_divided(setting, require_equal(replace(setting, precision=precision), atol=atol))
+@pytest.mark.parametrize(("precision", "atol"), [("float64", 1e-12), ("bfloat16", 1e-6)])
+def test_sharded_adamw_is_adamw_on_masters(precision: str, atol: float) -> None:
+    few = settings(FEW, precision, zero="shard")
+    for setting, by_rank in require_equal(few, atol=atol):
+        require_divided(setting, by_rank)
 
 
 @pytest.mark.parametrize("zero", ["off", "shard"])
-@pytest.mark.parametrize("setting", settings(FEW, name="muon"), ids=lambda s: f"{s.mesh}")
-def test_muon_is_muon_on_whole_matrices(setting: Setting, zero: str) -> None:
-    iterations = "quintic" if setting.schedule == "1f1b" else "hybrid"
-    changed = replace(setting.optimizer, zero=zero, newton_schulz=iterations)
-    require_equal(replace(setting, optimizer=changed), PlainMuon, atol=1e-10)
+def test_muon_is_muon_on_whole_matrices(zero: str) -> None:
+    few = settings(FEW[:2], name="muon", zero=zero)
+    few += settings(FEW[2:], name="muon", zero=zero, newton_schulz="hybrid")
+    require_equal(few, PlainMuon, atol=1e-10)
 
 
 def test_muon_is_torchs_but_for_its_rounding() -> None:
@@ -276,7 +301,7 @@ def test_muon_is_torchs_but_for_its_rounding() -> None:
         rule.update(piece, RATE, torch.tensor(float(step)))
         theirs.grad = gradient
         torchs.step()
-    assert (master - theirs).norm() < 0.03 * (theirs - value).norm()
+    assert (master - theirs).norm() < 0.02 * (theirs - value).norm()
 
 
 def test_matrices_are_dealt_out_so_that_no_copy_has_much_more_work() -> None:
@@ -298,24 +323,30 @@ def test_matrices_are_dealt_out_so_that_no_copy_has_much_more_work() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
-def test_moments_in_bfloat16_are_rounded_once_per_step(name: str, precision: str) -> None:
-    (setting,) = settings(FEW[:1], name=name, zero="shard", moments="bfloat16")
+def test_moments_in_bfloat16_are_rounded_once_per_step(name: str) -> None:
     plain = Plain if name == "adamw" else PlainMuon
-    results = require_equal(replace(setting, precision=precision), plain, atol=1e-6)
     kinds = {"exp_avg", "exp_avg_sq"} | ({"momentum"} if name == "muon" else set())
-    for _, kind, _, values in (piece for result in results for piece in result["pieces"]):
-        if kind in kinds:
-            assert np.array_equal(values, torch.from_numpy(values).bfloat16().double().numpy())
+    chosen = [
+        setting
+        for precision in ("float64", "bfloat16")
+        for setting in settings(FEW[:1], precision, name=name, zero="shard", moments="bfloat16")
+    ]
+    for _, by_rank in require_equal(chosen, plain):
+        for _, kind, _, values in (piece for result in by_rank for piece in result["pieces"]):
+            if kind in kinds:
+                rounded = torch.from_numpy(values).bfloat16().double().numpy()
+                assert np.array_equal(values, rounded)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("zero", ["off", "shard"])
-@pytest.mark.parametrize("layout", EVERY, ids=str)
-def test_adamw_in_every_layout(layout: Any, zero: str, precision: str) -> None:
-    (setting,) = settings([layout], zero=zero)
-    require_equal(replace(setting, precision=precision))
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_every_layout(world: int, name: str, zero: str, precision: str) -> None:
+    plain = Plain if name == "adamw" else PlainMuon
+    every = settings(EVERY, precision, name=name, zero=zero)
+    require_equal([setting for setting in every if setting.world == world], plain)
 
 
 class ShardedCase(Case):
