@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TandemError(Exception):
     """A failure that one line explains to the person at the console, without a traceback.
@@ -14,8 +16,9 @@ class TandemError(Exception):
 
 
 class LostRankError(TandemError):
-    """Other ranks do not answer. speaks: whether this is the rank that reports it."""
+    """Other ranks do not answer. speaks: whether this is the rank that reports it. lost: those
+    that do not answer, as far as that is known."""
 
-    def __init__(self, message: str, speaks: bool) -> None:
+    def __init__(self, message: str, speaks: bool, lost: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.speaks = speaks
+        self.speaks, self.lost = speaks, lost

@@ -121,13 +121,16 @@ class _Run:
 
     def go(self) -> StepResult:
         transport = self.executor.transport
-        for step in self.executor.program:
+        program, note = self.executor.program, self.executor.recorder.note
+        for number, step in enumerate(program, start=1):
+            note(f"item {number} of {len(program)}: {step.item}")
             for message in step.receives:
                 self.posted[message] = self.transport.post(message)
             self.unsent = deque(step.sends)
             self.time_item(step.item)
             self.send_ready()
         if transport is not None:
+            note("sends of the last items")
             transport.finish()
         return self.result
 

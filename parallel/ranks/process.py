@@ -60,6 +60,9 @@ def join(process: Process, device: torch.device, timeout: timedelta, init_method
             advice = "CUDA_DEVICE_MAX_CONNECTIONS=1 throttles overlap: set it to 32"
             warnings.warn(advice, stacklevel=2)
         torch.cuda.set_device(device)
+        # NCCL's own flight recorder: the last collectives of each rank, written on a timeout.
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if process.world == 1:
         return RollCall(None, 0, 1)
     store = _store(process, timeout, init_method)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from parallel.errors import LostRankError
+from parallel.ranks.flight import FlightRecorder
 
 _PATIENCE = 3.0  # seconds for the others to answer, beyond what they may be apart
 _MOST_APART = 60.0
@@ -27,17 +28,22 @@ _LOST_PEER = re.compile(r"gloo/|NCCL|ProcessGroup|TCPStore|Broken pipe|caused pa
 @dataclass
 class RollCall:
     """This rank's side. store: None where there is one process. host: the rank that serves the
-    store, if a rank does."""
+    store, if a rank does. recorder: of this rank, where there is a folder for it. report: what the
+    rank that speaks does about a loss; its result is added to the line."""
 
     store: dist.Store | None
     rank: int
     world: int
     host: int | None = None
+    recorder: FlightRecorder | None = None
+    report: Callable[[LostRankError], str] = lambda error: ""
     _noted: float = field(default_factory=time.monotonic, init=False)
     _pace: float = field(default=0.0, init=False)  # seconds between the last two notes
 
     def note(self, doing: str) -> None:
         """Note what this rank does from now on, such as "in step 17", if it still can."""
+        if self.recorder is not None:
+            self.recorder.phase(doing)
         now = time.monotonic()
         self._pace, self._noted = now - self._noted, now
         if self.store is not None:
@@ -57,7 +63,10 @@ class RollCall:
         except RuntimeError as error:
             if self.store is None or not _LOST_PEER.search(str(error)):
                 raise
-            raise self._who_is_missing(error, enough) from error
+            lost = self._who_is_missing(error, enough)
+            if lost.speaks:
+                lost = LostRankError(f"{lost}{self.report(lost)}", True, lost.lost)
+            raise lost from error
 
     def _who_is_missing(self, error: RuntimeError, enough: Callable[[], bool]) -> LostRankError:
         found: list[LostRankError] = []
@@ -71,7 +80,8 @@ class RollCall:
             return found[0]
         who = "the ranks' store" if self.host is None else f"rank {self.host}"
         first = self.rank == min({0, 1} - {self.host}) and not enough()
-        return LostRankError(f"{who} does not answer", first)
+        lost = () if self.host is None else (self.host,)
+        return LostRankError(f"{who} does not answer", first, lost)
 
     def _ask(self, error: RuntimeError) -> LostRankError:
         """Answer, and wait for the others to answer."""
@@ -89,7 +99,7 @@ class RollCall:
             return LostRankError(f"rank {self.rank} has lost another rank: {line}", first)
         names = ", ".join(map(str, silent[:4])) + f" and {len(silent) - 4} more" * (len(silent) > 4)
         who = f"ranks {names} do not answer" if silent[1:] else f"rank {names} does not answer"
-        return LostRankError(who + self._last_seen(silent[0]), first)
+        return LostRankError(who + self._last_seen(silent[0]), first, silent)
 
     def _patience(self) -> float:
         """Seconds to wait. Ranks that wait for the missing one, in a chain, started waiting within

@@ -45,21 +45,57 @@ class Event:
 
 
 class Recorder(Protocol):
-    """Receives events; see EventLog and Silence."""
+    """Receives events; see EventLog and Silence, and parallel/ranks/flight.py."""
 
-    def span(self, label: str, what: What, name: str) -> AbstractContextManager[None]: ...
+    def note(self, doing: str) -> None:
+        """What this rank does from now on: an item of the table, or what comes between."""
 
-    def flight(self, label: str, name: str, start: float, pending: object) -> None: ...
+    def span(
+        self, label: str, what: What, name: str, layer: str = ""
+    ) -> AbstractContextManager[None]:
+        """An event, for as long as the context lasts. layer: of the model, if it is one's."""
+
+    def flight(self, label: str, name: str, start: float, pending: object) -> None:
+        """A collective has been started."""
 
 
 class Silence:
     """Records nothing, at no cost worth measuring."""
 
-    def span(self, label: str, what: What, name: str) -> AbstractContextManager[None]:
+    def note(self, doing: str) -> None:
+        return None
+
+    def span(
+        self, label: str, what: What, name: str, layer: str = ""
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def flight(self, label: str, name: str, start: float, pending: object) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class Both:
+    """Gives every event to two recorders."""
+
+    first: Recorder
+    second: Recorder
+
+    def note(self, doing: str) -> None:
+        self.first.note(doing)
+        self.second.note(doing)
+
+    @contextmanager
+    def span(self, label: str, what: What, name: str, layer: str = "") -> Iterator[None]:
+        with (
+            self.first.span(label, what, name, layer),
+            self.second.span(label, what, name, layer),
+        ):
+            yield
+
+    def flight(self, label: str, name: str, start: float, pending: object) -> None:
+        self.first.flight(label, name, start, pending)
+        self.second.flight(label, name, start, pending)
 
 
 class EventLog:
@@ -69,8 +105,11 @@ class EventLog:
         self.events: list[Event] = []
         self._flights = 0
 
+    def note(self, doing: str) -> None:
+        return None  # events carry their own labels
+
     @contextmanager
-    def span(self, label: str, what: What, name: str) -> Iterator[None]:
+    def span(self, label: str, what: What, name: str, layer: str = "") -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield

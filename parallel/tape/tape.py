@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from types import GeneratorType
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from parallel.tape.collective import Collective, Pending
 from parallel.tape.passes import Pass
-from parallel.tape.recorder import Recorder, Silence
+from parallel.tape.recorder import Recorder, Silence, What
 from parallel.tape.weight_gradients import WeightGradients
 
 
@@ -45,6 +46,7 @@ class _Segment:
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]  # with their graph; empty while a recomputed segment is released
     leaves: tuple[Any, ...]
+    layer: str
 
     def backward(self) -> None:
         pairs = [
@@ -80,6 +82,7 @@ class _Exchange:
     collective: Collective
     inputs: tuple[Tensor, ...]
     leaves: tuple[Tensor, ...]
+    layer: str
 
 
 @dataclass
@@ -101,7 +104,8 @@ class Tape:
     """One micro-batch on one stage.
 
     training: False records nothing and keeps no graph.
-    label: names the pass in recorded events.
+    label: names the pass in recorded events. layer: the layer that it is in, for the same; whoever
+    runs the layers sets it in the forward, and the backward follows.
     weight_gradients: those of this micro-batch that wait. deferred: where the layers of the stage
     leave theirs (parallel/ops); the tape takes them after each segment's backward.
     losses: scalars added by `add_loss`. tallies: integer counts added by `add_tally`, by name.
@@ -114,6 +118,7 @@ class Tape:
     deferred: WeightGradients = field(default_factory=WeightGradients)
     losses: list[Loss] = field(default_factory=list)
     tallies: dict[str, Tensor] = field(default_factory=dict)
+    layer: str = ""
     _entries: list[_Segment | _Exchange | _Release] = field(default_factory=list)
     _recomputed: list[_Segment] = field(default_factory=list)
 
@@ -130,14 +135,14 @@ class Tape:
         if self.training:
             _require_leaves(name, inputs)
         keep_graph = torch.set_grad_enabled(self.training and not recompute)
-        with self.recorder.span(self.label, "compute", name), keep_graph:
+        with self._span("compute", name), keep_graph:
             result = function(*inputs)
         outputs = _as_tuple(result)
         require_no_pass(name, outputs)
         if not self.training:
             return result
         leaves = tuple(_leaf(output) for output in outputs)
-        segment = _Segment(function, inputs, () if recompute else outputs, leaves)
+        segment = _Segment(function, inputs, () if recompute else outputs, leaves, self.layer)
         self._entries.append(segment)
         if recompute:
             self._recomputed.append(segment)
@@ -170,7 +175,7 @@ class Tape:
         if not self.training:
             return arrived
         leaves = tuple(_leaf(tensor) for tensor in arrived)
-        self._entries.append(_Exchange(name, collective, tensors, leaves))
+        self._entries.append(_Exchange(name, collective, tensors, leaves, self.layer))
         return leaves
 
     def exchange_counts(
@@ -209,18 +214,20 @@ class Tape:
             elif isinstance(entry, _Release):
                 self._restore(entry)
             else:
-                with self.recorder.span(self.label, "compute", entry.function.__qualname__):
+                self.layer = entry.layer
+                with self._span("compute", entry.function.__qualname__):
                     entry.backward()
                 self.weight_gradients.take(self.deferred)
 
     def drain_weight_gradients(self) -> None:
         """Compute all weight gradients that are queued."""
         if len(self.weight_gradients):
-            with self.recorder.span(self.label, "weights", "weights"):
+            with self._span("weights", "weights"):
                 self.weight_gradients.drain()
 
     def _reverse(self, entry: _Exchange, timing: WeightTiming) -> Pass[None]:
         """Carry the gradients of a collective's results back to its inputs."""
+        self.layer = entry.layer
         sources = [source for source in entry.inputs if source.requires_grad]
         grads = tuple(
             torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -236,25 +243,30 @@ class Tape:
         if timing is not WeightTiming.AT_ONCE and isinstance(below, _Release):
             self._restore(self._entries.pop())  # needs no gradient, so it can run now
         yield
+        self.layer = entry.layer
         for source, grad in zip(sources, self._wait(entry.name, pending)):
             source.grad = grad if source.grad is None else source.grad + grad
 
     def _restore(self, entry: Any) -> None:
         for segment in entry.segments:
-            with self.recorder.span(self.label, "recompute", segment.function.__qualname__):
+            self.layer = segment.layer
+            with self._span("recompute", segment.function.__qualname__):
                 segment.restore()
+
+    def _span(self, what: What, name: str) -> AbstractContextManager[None]:
+        return self.recorder.span(self.label, what, name, self.layer)
 
     # ---- collectives ----
 
     def _start(self, name: str, collective: Collective, tensors: tuple[Tensor, ...]) -> Pending:
         start = time.perf_counter()
-        with self.recorder.span(self.label, "start", name):
+        with self._span("start", name):
             pending = collective.start(*tensors)
         self.recorder.flight(self.label, name, start, pending)
         return pending
 
     def _wait(self, name: str, pending: Pending) -> tuple[Tensor, ...]:
-        with self.recorder.span(self.label, "wait", name):
+        with self._span("wait", name):
             return pending.wait()
 
 

@@ -16,7 +16,7 @@ import torch
 
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
-from parallel.tape.recorder import Event, EventLog
+from parallel.tape.recorder import Event, EventLog, Silence
 from trainer.bench.exchange_times import (
     Mode,
     StepTimes,
@@ -125,7 +125,7 @@ def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     """The steps of `trial` in order, on one rank."""
     log = EventLog()
     # On CUDA the host clock says nothing of kernels, and noting costs time.
-    trainer = Trainer(layout, log if layout.device.type == "cpu" else None)
+    trainer = Trainer(layout, log if layout.device.type == "cpu" else Silence())
     windows: list[Window] = []
     loads: list[float] = []
     for step, (batch, mode) in enumerate(trial.order()):

@@ -90,10 +90,12 @@ class Layout:
         """Runs the forward and backward passes of a step."""
         return self.executor(self.schedule, self.objective, overlap, recorder)
 
-    def forward_executor(self, objective: Objective, micro_batches: int) -> Executor:
+    def forward_executor(
+        self, objective: Objective, micro_batches: int, recorder: Recorder | None = None
+    ) -> Executor:
         """Runs forward passes only."""
         schedule = forward_only(self.schedule.placement, micro_batches)
-        return self.executor(schedule, objective, overlap=True)
+        return self.executor(schedule, objective, overlap=True, recorder=recorder)
 
     def executor(
         self,

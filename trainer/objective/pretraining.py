@@ -59,11 +59,13 @@ class Pretraining:
         """The next-token loss, then each MTP module's, one token further on than the last."""
         per_token = 1.0 / (self.sequences * self.sequence_length)
         recompute = part.options.recompute.norm
+        tape.layer = "head"
         hidden_TD = tape.compute(part.norm.forward, x_TD, recompute=recompute)
         target_T = self._shifted(micro_batch, 1)
         loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
         tape.add_loss(LOSS, loss, per_token)
         for depth, module in enumerate(part.mtp_modules(), start=1):
+            tape.layer = f"MTP {depth}"
             known_T = self._shifted(micro_batch, depth).clamp(min=0)
             x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens)
             hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)

@@ -20,6 +20,7 @@ from trainer.run.status import STATUS
 
 MARKER, LOCK = ".tandem-run", ".lock"
 CONFIG, METRICS, WEIGHTS = "config.yaml", "metrics.jsonl", "weights"
+FLIGHT = "flight"  # what each rank is doing
 PREVIOUS = "previous-weights"  # of the run that was replaced, until this one has weights
 _MARK = b"A run folder of Tandem: with run.overwrite, a run of this name replaces what is in it.\n"
 _NEW_CONFIG = ".config.yaml.new"
@@ -87,7 +88,7 @@ class RunFolder:
                 remove(self.path / PREVIOUS)
                 (self.path / WEIGHTS).rename(self.path / PREVIOUS)
             for entry in list(self.path.iterdir()):
-                if entry.name not in (MARKER, LOCK, PREVIOUS, new.name):
+                if entry.name not in (MARKER, LOCK, PREVIOUS, FLIGHT, new.name):
                     remove(entry)
             new.rename(self.path / CONFIG)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel.expert.router import move_bias
 from parallel.pipeline.executor import Executor, StepResult
 from parallel.ranks.together import gather
-from parallel.tape.recorder import Recorder
+from parallel.tape.recorder import Recorder, Silence
 from trainer.build.layout import Layout
 from trainer.errors import RunError
 from trainer.model.moe import BALANCE
@@ -84,7 +84,7 @@ class Trainer:
     """Runs steps on a layout."""
 
     layout: Layout
-    recorder: Recorder | None = None
+    recorder: Recorder = field(default_factory=Silence)
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +100,7 @@ class Trainer:
         batch, norm = self.accumulate(micro_batch, stop)
         self._require_finite(step, batch, norm)
         rate = learning_rate(step, config.run.steps, config.optimizer)
+        self.recorder.note("update of the weights")
         optimizer.step(norm, rate)
         self._move_biases(batch.loads_LE)
         sequences, objective = config.data.global_batch, self.layout.objective
@@ -122,6 +123,7 @@ class Trainer:
         optimizer = self.layout.optimizer
         optimizer.zero()
         result = self._run(self.executor, micro_batch)
+        self.recorder.note("sum of the gradients over their copies, and norm")
         norm = optimizer.reduce()
         return self._reduce(result, stop), norm
 
@@ -153,7 +155,7 @@ class Trainer:
         mine = {k: v.chunk(layout.mesh.data)[layout.data_rank] for k, v in held_out.items()}
         parts = {name: value.split(layout.sequences) for name, value in mine.items()}
         micro_batches = len(next(iter(parts.values())))
-        executor = layout.forward_executor(layout.objective, micro_batches)
+        executor = layout.forward_executor(layout.objective, micro_batches, self.recorder)
         result = self._run(executor, lambda m: {name: part[m] for name, part in parts.items()})
         return self._reduce(result, stop)
 
@@ -177,6 +179,7 @@ class Trainer:
         for row, layer in enumerate(map(layer_name, layers)):
             if layer in result.tallies:
                 loads_LE[row] = result.tallies[layer].to(flat)
+        self.recorder.note("sum of the losses over the world")
         if dist.is_initialized():
             dist.all_reduce(flat)
         sums = dict(zip(names, flat.tolist()))

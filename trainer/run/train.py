@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process, join, leave
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
+from parallel.tape.recorder import Recorder, Silence
 from trainer.build.layout import build
 from trainer.build.training_text import Text, load_text
 from trainer.checkpoint.export import checkpoint_bytes
@@ -27,7 +29,8 @@ from trainer.report.sinks import open_sinks, require_packages
 from trainer.report.wandb_identity import saved_id
 from trainer.run.claim import Claim, claim
 from trainer.run.describe import describe
-from trainer.run.folder import require_shared
+from trainer.run.flight import flight_recorder
+from trainer.run.folder import FLIGHT, require_shared
 from trainer.run.loop import Loop
 from trainer.run.resume import resume
 from trainer.run.saving import Saving
@@ -58,12 +61,36 @@ def train(
             here = together(claimed)
             if here is not None:
                 stack.enter_context(here.folder)
+        start = _start(here, config, console)
+        recorder = stack.enter_context(
+            flight_recorder(start.path / FLIGHT, process.rank, process.world, roll_call)
+        )
         try:
-            _train(config, resolved, stop, process, roll_call, console, here)
+            _train(config, resolved, stop, process, roll_call, console, here, start, recorder)
         finally:
             if here is not None and (kept := here.folder.previous_weights()):
                 console.say(f"the weights of the run that was replaced are still in {kept}")
     leave()
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all ranks know of the folder that the first has claimed. goes_on: with what is in it.
+    start_from: checkpoints, the first readable one of which the run starts from, if any."""
+
+    path: Path
+    goes_on: bool
+    start_from: Sequence[Path]
+
+
+def _start(here: Claim | None, config: Config, console: RunConsole) -> _Start:
+    """Collective. Raises RunError where a rank does not see the folder."""
+    mine = _Start(here.folder.path, here.goes_on, here.start_from) if here else None
+    start: _Start = gather(mine)[0]
+    taken = start.path.name != config.run.name and not start.goes_on
+    console.say(f"run folder: {start.path}" + f" ({config.run.name} is taken)" * taken)
+    together(lambda: require_shared(start.path))
+    return start
 
 
 def _train(
@@ -74,38 +101,36 @@ def _train(
     roll_call: RollCall,
     console: RunConsole,
     here: Claim | None,
+    start: _Start,
+    recorder: Recorder | None,
 ) -> None:
     """The run in its folder, which the first rank has claimed."""
     device = process.device(config.run.device)
     first, folder = process.rank == 0, here.folder if here else None
-    path, goes_on, start_from = gather(
-        (here.folder.path, here.goes_on, here.start_from) if here else None
-    )[0]
-    taken = path.name != config.run.name and not goes_on
-    console.say(f"run folder: {path}" + f" ({config.run.name} is taken)" * taken)
-    together(lambda: require_shared(path))
     patient = patient_world(timedelta(seconds=config.run.io_timeout))
     text = together(lambda: load_text(config), patient)
     _require_same(resolved, text)
-    with console.bytes("reading weights") as progress:
-        layout = build(config, process, device, patient, progress)
-    place: Callable[[], Path] = folder.place if folder else lambda: path
+    with console.bytes("reading weights") as show:
+        layout = build(config, process, device, patient, show)
+    place: Callable[[], Path] = folder.place if folder else lambda: start.path
     checkpoints = Checkpoints(layout, place, text.fingerprint(), lambda: saved_id(place()))
-    resumed = resume(checkpoints, start_from, console, goes_on) if start_from else None
+    resumed = None
+    if start.start_from:
+        resumed = resume(checkpoints, start.start_from, console, start.goes_on)
     companions = together(lambda: read_companions(config) if first else None)
     room = checkpoint_bytes(layout) if config.checkpoint.export_hf else 0
     sinks = together(lambda: _open_sinks(here, config, resolved, room, resumed) if here else [])
     metrics = Metrics([*sinks, console])
     console.start(describe(layout, text))
-    start = resumed.progress if resumed else Progress()
-    saving = Saving(checkpoints, metrics, console)
+    progress = resumed.progress if resumed else Progress()
+    trainer, saving = Trainer(layout, recorder or Silence()), Saving(checkpoints, metrics, console)
     loop = Loop(
-        Trainer(layout), text, console, stop, folder, metrics, companions, roll_call, saving, start
-    )  # fmt: skip
+        trainer, text, console, stop, folder, metrics, companions, roll_call, saving, progress
+    )
     try:
         with here.running() if here else nullcontext():
             if resumed:
-                metrics.event("restart", start.step, f"goes on from {resumed.path}")
+                metrics.event("restart", progress.step, f"goes on from {resumed.path}")
             loop.run()
     finally:
         for line in metrics.close():
