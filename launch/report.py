@@ -27,13 +27,16 @@ examples:
   python launch/report.py runs/* --json
 
 The picture has the loss (points: validation), learning rate, gradient norm, balance, load and
-tokens/s of all runs; of one run it is RUN/run.png where --png names no other file, of several
-runs.png in the first one's folder. The table has the last values; valid: validation loss, best:
-the least of them, bits/B: bits per byte. --json prints {runs, png, problems}; png is null where
-there is no picture; each run has run, steps, loss, validation_loss, validation_bits_per_byte,
-gradient_norm, load_max, best_validation_loss, tokens_per_second, seconds, skipped_lines,
-values_not_finite. The exit code is 0; 1 where a run cannot be read (the others are drawn) or the
-picture cannot be written; 2 for wrong arguments. docs/metrics.md has more.
+tokens/s of all runs, restarts, skipped steps, loss spikes and rollbacks as marks on the curves,
+checkpoints below the loss; of one run it is RUN/run.png where --png names no other file, of
+several runs.png in the first one's folder. The table has the last values; valid: validation loss,
+best: the least of them, bits/B: bits per byte; below it, how often which event happened, and the
+last five. --json prints {runs, png, problems}; png is null where there is no picture; each run has
+run, steps, loss, validation_loss, validation_bits_per_byte, gradient_norm, load_max,
+best_validation_loss, tokens_per_second, seconds, events, skipped_lines, values_not_finite. An
+event is {event, step, text}; steps count from 1. The exit code is 0; 1 where a run cannot be read
+(the others are drawn) or the picture cannot be written; 2 for wrong arguments. docs/metrics.md has
+more.
 """
 
 

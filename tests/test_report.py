@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from launch.report import main
 from trainer.errors import RunError
+from trainer.report.events import KINDS, Event, name_of
 from trainer.report.json_lines import FILE
 from trainer.report.picture import draw, draw_own_run, points, save_picture
 from trainer.report.run_log import RunLog, Series, read_run, short_names
@@ -183,6 +186,26 @@ def test_drawing_never_fails_a_run_nor_follows_a_link(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"run.png", FILE}
 
 
+def test_events_are_marks_on_the_curves_with_a_legend() -> None:
+    run = long_run("one", steps=1000)
+    events = [Event(kind, 100 * n, "x") for n, kind in enumerate(KINDS, start=1)]
+    events += [Event("checkpoint", n, "x") for n in range(0, 100_000, 5)]
+    figure = draw([run, replace(long_run("two", steps=50), events=tuple(events))])
+    loss, *others = figure.axes
+    marks = [line for line in loss.lines if line.get_linestyle() == "None"]
+    by_shape = {line.get_marker(): line for line in marks if len(line.get_xdata())}
+    assert set(by_shape) == {"^", "<", "X", "*", "D", "|", "x", "o"}, "o: validation"
+    spike = by_shape["*"]
+    assert list(spike.get_xdata()) == [1 + 100 * (1 + KINDS.index("spike"))]
+    assert list(spike.get_ydata()) == [run.series["loss"].values[48]], "the last finite one"
+    assert len(by_shape["|"].get_xdata()) <= 500
+    legends = [a for a in loss.get_children() if isinstance(a, Legend)]
+    texts = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert sorted(["one", "two"]) in texts and sorted(map(name_of, KINDS)) in map(sorted, texts)
+    assert "*" in {line.get_marker() for panel in others for line in panel.lines}
+    assert "|" not in {line.get_marker() for panel in others for line in panel.lines}
+
+
 # launch/report.py
 
 
@@ -202,14 +225,19 @@ def test_a_run_is_a_row_and_a_picture_in_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_in(tmp_path / "tr\ny" / "runs" / "cpu_4proc-2")
+    happened = [("spike", "9\x1b[31m"), *[("checkpoint", "in x")] * 2]
     with open(folder / FILE, "a") as file:
+        for kind, text in happened:
+            file.write(json.dumps({"event": kind, "step": 2, "text": text}) + "\n")
+        file.write('{"event": "unknown", "step": 2, "text": "x"}\n')
         file.write('{"step": 3, "loss": NaN}\n{"st')
     code, out, err = report(capsys, folder)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "run          steps    loss   valid    best  bits/B  norm  tokens/s  time",
         "cpu_4proc-2      4  3.0000  5.0000  4.0000  3.0000  2.00       100  0:03",
-        "cpu_4proc-2: 1 lines skipped, 1 values not finite",
+        "cpu_4proc-2: 1 loss spike, 2 checkpoints, 2 lines skipped, 1 values not finite",
+        r"  step 3: loss spike: 9\x1b[31m",
         rf"picture in {tmp_path}/tr\ny/runs/cpu_4proc-2/run.png",
     ]
     assert size_of(folder / "run.png")
@@ -220,6 +248,8 @@ def test_json_has_the_fields_that_help_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [run_in(tmp_path / name) for name in ("a", "b")]
+    with open(folders[1] / FILE, "a") as file:
+        file.write('{"event": "spike", "step": 1, "text": "loss 9"}\n')
     code, out, err = report(capsys, *folders, "--json")
     said = json.loads(out)
     assert (code, err, said["png"], said["problems"]) == (0, "", str(folders[0] / "runs.png"), [])
@@ -227,6 +257,7 @@ def test_json_has_the_fields_that_help_names(
         "run": str(folders[1]), "steps": 3, "loss": 3.0, "validation_loss": 5.0,
         "validation_bits_per_byte": 3.0, "gradient_norm": 2.0, "load_max": 1.5,
         "best_validation_loss": 4.0, "tokens_per_second": 100.0, "seconds": 3.0,
+        "events": [{"event": "spike", "step": 2, "text": "loss 9"}],
         "skipped_lines": 0, "values_not_finite": 0,
     }  # fmt: skip
     assert main(["--help"]) == 0

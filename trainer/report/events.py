@@ -18,6 +18,16 @@ TROUBLE: tuple[EventKind, ...] = (
     "skipped", "spike", "rollback", "checkpoint_failed", "copies_differ"
 )  # fmt: skip
 
+_NAMES: dict[EventKind, tuple[str, str]] = {
+    "restart": ("restart", "restarts"),
+    "skipped": ("skipped step", "skipped steps"),
+    "spike": ("loss spike", "loss spikes"),
+    "rollback": ("rollback", "rollbacks"),
+    "checkpoint": ("checkpoint", "checkpoints"),
+    "checkpoint_failed": ("failed checkpoint", "failed checkpoints"),
+    "copies_differ": ("difference of copies", "differences of copies"),
+}
+
 
 @dataclass(frozen=True)
 class Event:
@@ -36,6 +46,7 @@ class Event:
         return f"step {self.step + 1}: {name_of(self.kind)}: {self.text}"
 
 
-def name_of(kind: EventKind) -> str:
-    """How a kind is written for a person."""
-    return {"skipped": "step skipped", "spike": "loss spike"}.get(kind, kind.replace("_", " "))
+def name_of(kind: EventKind, count: int = 1) -> str:
+    """How so many of a kind are called."""
+    one, many = _NAMES[kind]
+    return one if count == 1 else many

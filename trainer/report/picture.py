@@ -1,4 +1,5 @@
-"""The picture of runs: their losses large, what else tells of their health beside it."""
+"""The picture of runs: their losses large, what else tells of their health beside it, and their
+events as marks on both."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from parallel.files.shown import printable
 from trainer.errors import RunError
 from trainer.io.no_links import create
+from trainer.report.marks import draw_legend, draw_marks
 from trainer.report.run_log import RunLog, Series, read_run, short_names
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def draw(runs: Sequence[RunLog]) -> Figure:
         if (validation := run.series.get("validation_loss")) is not None:
             axes.plot(validation.steps, validation.values, "o", color=colour, mec="white", ms=7)
     _legend(axes, runs)
+    draw_legend(axes, runs)
     for key, title, (row, column) in _PANELS:
         _panel(figure.add_subplot(grid[row, column]), runs, key, title)
     return figure
@@ -110,6 +113,7 @@ def _panel(axes: Axes, runs: Sequence[RunLog], key: str, title: str) -> None:
         style: dict[str, Any] = {"marker": "."} if drawn.steps.size == 1 else {}
         axes.plot(drawn.steps, drawn.mean, color=colour, linewidth=1.3, **style)
         axes.fill_between(drawn.steps, drawn.low, drawn.high, color=colour, alpha=0.2, linewidth=0)
+        draw_marks(axes, run, key, colour, checkpoints=key == "loss")
         empty = empty and not drawn.steps.size
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)

@@ -83,7 +83,8 @@ def read_run(path: Path) -> RunLog:
         else:
             rows[int(row.pop("step")) + 1] = row
     if not rows:
-        what = f"none of its {skipped} lines is one" if skipped else "the file is empty"
+        lines = skipped + len(events)
+        what = f"none of its {lines} lines is one" if lines else "the file is empty"
         raise RunError(f"{printable(path)}: no step of a run is in it yet: {what}")
     steps = sorted(rows)
     columns: dict[str, tuple[list[int], list[float]]] = {}
