@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from parallel.ops.cross_entropy import cross_entropy
-from parallel.reduce.gradients import Gradients
+from parallel.reduce.gradients import make_gradients
 from parallel.tape.weight_gradients import WeightGradients
 
 VOCABULARY, WIDTH, TOKENS = 129_280, 256, 2048
@@ -28,7 +28,7 @@ VOCABULARY, WIDTH, TOKENS = 129_280, 256, 2048
 def main(way: str) -> None:
     torch.set_num_threads(1)
     head = nn.Parameter(torch.full((VOCABULARY, WIDTH), 0.01).bfloat16())
-    Gradients({"head": head}, {"head": (0,)}, {}, 0)
+    make_gradients({"head": head}, {"head": (0,)}, {}, 0)
     x_TD = torch.randn(TOKENS, WIDTH).bfloat16().requires_grad_()
     target_T = torch.arange(TOKENS)
     if way == "chunks":

@@ -13,7 +13,7 @@ from parallel.ranks.groups import make_groups
 from parallel.ranks.mesh import Coordinate, Mesh, RankSet
 from parallel.ranks.process import Process
 from parallel.reduce.copies import Home, all_copies, copies
-from parallel.reduce.gradients import Gradients
+from parallel.reduce.gradients import Gradients, make_gradients
 from parallel.schedule.generators import generate
 from tests.distributed import run_world
 from trainer.model.partition import partition_layers
@@ -91,7 +91,7 @@ def test_dualpipe_mirrors_p_with_ranks_less_1_less_p() -> None:
 
 def _gradients(values: dict[str, list[float]]) -> tuple[Gradients, dict[str, nn.Parameter]]:
     parameters = {name: nn.Parameter(torch.zeros(len(v))) for name, v in values.items()}
-    gradients = Gradients(parameters, dict.fromkeys(parameters, (0,)), {}, rank=0)
+    gradients = make_gradients(parameters, dict.fromkeys(parameters, (0,)), {}, rank=0)
     for name, value in values.items():
         parameters[name].grad.add_(torch.tensor(value))
     return gradients, parameters
@@ -117,7 +117,7 @@ def _reduce_and_clip(process: Process) -> tuple[float, dict[str, list[float]]]:
     copies_of = {"shared": (0, 1), "expert": (rank,), "late": (0, 1)}
     parameters = {name: nn.Parameter(torch.zeros(2)) for name in copies_of}
     groups = make_groups([(0, 1), (0,), (1,)], rank, timedelta(seconds=30))
-    gradients = Gradients(parameters, copies_of, groups, rank)
+    gradients = make_gradients(parameters, copies_of, groups, rank)
     for _ in range(2):  # a second step starts from zero
         gradients.zero()
         parameters["shared"].grad += torch.tensor([1.0, 3.0]) if rank == 0 else 0.0

@@ -15,7 +15,7 @@ from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
-from parallel.reduce.gradients import Gradients
+from parallel.reduce.gradients import make_gradients
 from parallel.tape.passes import run
 from parallel.tape.tape import Tape
 from parallel.tape.weight_gradients import WeightGradients
@@ -85,7 +85,7 @@ def test_gradients_of_many_micro_batches_are_summed_in_float32(
     wide_ops = Ops(PRECISIONS["float64"])
     wide = nn.Parameter(weight.detach().double())
     for parameter in (weight, wide):
-        Gradients({"w": parameter}, {"w": (0,)}, {}, 0)
+        make_gradients({"w": parameter}, {"w": (0,)}, {}, 0)
     for n in range(MICRO_BATCHES):
         x = random(ROWS, WIDTH, seed=n).bfloat16()
         for on, by in ((weight, ops), (wide, wide_ops)):
@@ -201,7 +201,7 @@ def test_training_in_bfloat16_follows_float32_and_any_layout_follows_one_process
 def test_cross_entropy_in_chunks_is_that_of_torch(dtype: torch.dtype, chunk: int) -> None:
     """Loss, input gradient and weight gradient, which waits for its turn; -1 is no target."""
     x, weight = random(10, WIDTH).to(dtype), nn.Parameter(random(VOCABULARY, WIDTH).to(dtype))
-    Gradients({"w": weight}, {"w": (0,)}, {}, 0)
+    make_gradients({"w": weight}, {"w": (0,)}, {}, 0)
     target = torch.arange(10) * 7 % VOCABULARY
     target[[2, 9]] = -1
     deferred = WeightGradients()

@@ -20,7 +20,7 @@ from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.ops import Linear, Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
-from parallel.reduce.gradients import Gradients
+from parallel.reduce.gradients import make_gradients
 from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape, WeightTiming
 from tests.distributed import run_world
@@ -126,7 +126,7 @@ def test_every_weight_is_multiplied_by_the_ops_that_the_layers_were_given() -> N
     initialise(part, 0, 0.2)
     parameters = dict(part.named_parameters())
     alone = dict.fromkeys(parameters, (0,))
-    Gradients(parameters, alone, {}, 0)
+    make_gradients(parameters, alone, {}, 0)
     partition = partition_layers(MODEL.layers, 1, MODEL.mtp.depth)
     stage = ModelStage(0, part, partition, Pretraining(LENGTH, SEQUENCES, MODEL.mtp))
     tape = Tape(deferred=ops.deferred)

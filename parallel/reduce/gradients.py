@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,6 @@ from parallel.reduce.bucket import Bucket, make_buckets
 from parallel.reduce.share import Cut, Share
 
 
-def _not_cut(bucket: Bucket) -> Cut | None:
-    return None
-
-
 class Gradients:
     """The gradients of this rank's parameters: flat buffers, one for each set of copies and kind.
 
@@ -24,18 +20,9 @@ class Gradients:
     reduction is one collective per buffer. They are float32 or wider, whatever the parameters are.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        copies_of: Mapping[str, RankSet],
-        groups: Mapping[RankSet, dist.ProcessGroup],
-        rank: int,
-        kind_of: Callable[[str], str] = lambda name: "",
-        cut: Callable[[Bucket], Cut | None] = _not_cut,
-    ) -> None:
-        """copies_of, kind_of: see make_buckets. cut: who updates what of a bucket."""
-        buckets = make_buckets(parameters, copies_of, groups, kind_of)
-        self.shares = [Share(bucket, cut(bucket), rank) for bucket in buckets]
+    def __init__(self, shares: Sequence[Share]) -> None:
+        """shares: in the same order on every rank."""
+        self.shares = list(shares)
 
     def zero(self) -> None:
         for share in self.shares:
@@ -74,3 +61,16 @@ class Gradients:
             for share in self.shares:
                 for gradient in share.gradients():
                     gradient.mul_((limit / norm).to(gradient.dtype))
+
+
+def make_gradients(
+    parameters: Mapping[str, nn.Parameter],
+    copies_of: Mapping[str, RankSet],
+    groups: Mapping[RankSet, dist.ProcessGroup],
+    rank: int,
+    kind_of: Callable[[str], str] = lambda name: "",
+    cut: Callable[[Bucket], Cut | None] = lambda bucket: None,
+) -> Gradients:
+    """copies_of, groups, kind_of: see make_buckets. cut: who updates what of a bucket."""
+    buckets = make_buckets(parameters, copies_of, groups, kind_of)
+    return Gradients([Share(bucket, cut(bucket), rank) for bucket in buckets])

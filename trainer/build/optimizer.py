@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from parallel.ranks.mesh import RankSet
 from parallel.reduce.bucket import Bucket
-from parallel.reduce.gradients import Gradients
+from parallel.reduce.gradients import Gradients, make_gradients
 from parallel.reduce.share import Cut
 from trainer.config.schema import OptimizerConfig
 from trainer.model.names import released_names
@@ -35,6 +35,11 @@ def make_optimizer(
     it; groups: by such a set."""
     parameters = dict(part.named_parameters())
     tensors_of = {name: _tensors(part, name) for name in parameters}
+    if config.zero == "deepspeed" and dist.is_initialized():  # one process has nothing to share
+        from trainer.optim.deepspeed_zero import DeepSpeedAdamW
+
+        sharded = DeepSpeedAdamW(parameters, copies_of, groups, rank, tensors_of, config)
+        return sharded.gradients, sharded
     rules: dict[str, Rule] = {
         "matrix": AdamW(config, config.weight_decay),
         "muon": Muon(config),
@@ -50,7 +55,7 @@ def make_optimizer(
     def cut(bucket: Bucket) -> Cut | None:
         return None if config.zero == "off" else rules[bucket.kind].cut(bucket, tensors_of)
 
-    gradients = Gradients(parameters, copies_of, groups, rank, kind_of, cut)
+    gradients = make_gradients(parameters, copies_of, groups, rank, kind_of, cut)
     moments = _MOMENTS[config.moments]
     return gradients, FlatOptimizer(gradients, tensors_of, rules, config.clip, moments)
 

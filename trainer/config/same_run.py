@@ -21,6 +21,8 @@ COMPUTED = (
 FREE = (
     "run.name", "run.dir", "run.overwrite", "run.device", "run.timeout", "run.io_timeout", "mesh",
     "pipeline", "recompute", "metrics", "checkpoint",
+    # Who keeps the state, not what it is.
+    "optimizer.zero",
     # Only the initial weights come from there.
     "model.init_from",
     # Where the text is; whether it is the same one is seen from its tokens.

@@ -122,9 +122,10 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for matrices, AdamW for embedding, output head and norms; with the learning rate
     and the weight decay of AdamW."""
-    zero: Literal["off", "shard"] = "off"
+    zero: Literal["off", "shard", "deepspeed"] = "off"
     """off: every copy of a parameter keeps its masters and moments; shard: each its share of them
-    (ZeRO-1), and gives what it has updated to the others."""
+    (ZeRO-1), and gives what it has updated to the others; deepspeed: the same by DeepSpeed's
+    BF16_Optimizer, for AdamW with float32 masters and moments only."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Type of the moments, as DeepSeek-V3 bfloat16; float32 is float64 where parameters are."""
     lr: Annotated[float, Range(above=0, most=1000)] = 1e-3

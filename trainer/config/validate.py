@@ -4,6 +4,7 @@ and what would be right."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from parallel.schedule.table import ScheduleError
@@ -36,6 +37,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _model_problems(config.model)
     if config.model.vocab_size < 257 and not (config.data.tokenizer or config.model.init_from):
         yield f"model.vocab_size must be at least 257 for bytes, got {config.model.vocab_size}"
+    yield from _optimizer_problems(config)
     yield from _checkpoint_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _pipeline_problems(config)
@@ -102,6 +104,27 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.moe.top_k = {moe.top_k} is more than the {reachable} experts that a token may "
             f"choose from: lower it, or raise model.moe.top_groups or model.moe.experts"
+        )
+
+
+def _optimizer_problems(config: Config) -> Iterator[str]:
+    optimizer = config.optimizer
+    if optimizer.zero != "deepspeed":
+        return
+    for key, value, only in (
+        ("optimizer.name", optimizer.name, ("adamw",)),
+        ("optimizer.moments", optimizer.moments, ("float32",)),
+        ("precision.parameters", config.precision.parameters, ("float32", "bfloat16")),
+    ):
+        if value not in only:
+            yield (
+                f"{key} = {value} is not what optimizer.zero = deepspeed does ({' or '.join(only)} "
+                "only): set optimizer.zero to shard"
+            )
+    if find_spec("deepspeed") is None:
+        yield (
+            "optimizer.zero = deepspeed: DeepSpeed is not installed: pip install "
+            "'deepspeed==0.19.8', or set optimizer.zero to shard"
         )
 
 
