@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from parallel.ranks.process import Process
 from parallel.reduce.bucket import make_buckets
+from tests.commands import TINY, finish, start
 from tests.distributed import run_world
 from tests.test_equivalence import LAYOUTS, SCHEDULES, Case, run_case, run_cases
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config, OptimizerConfig, PrecisionConfig
 from trainer.config.validate import validate
+from trainer.errors import ConfigError
 from trainer.model.names import named_tensors, released_names
 from trainer.optim.muon import Muon
 from trainer.optim.rule import Piece
@@ -233,11 +236,11 @@ def require_equal(
 def require_same(
     where: str, setting: Setting, result: dict[str, Any], masters: Arrays, atol: float
 ) -> None:
-    for name, kind, start, values in result["pieces"]:
+    for name, kind, first, values in result["pieces"]:
         if kind == "master":
-            expected = masters[name].reshape(-1)[start : start + len(values)]
+            expected = masters[name].reshape(-1)[first : first + len(values)]
             np.testing.assert_allclose(
-                values, expected, rtol=0, atol=atol, err_msg=f"{name} from {start} on {where}"
+                values, expected, rtol=0, atol=atol, err_msg=f"{name} from {first} on {where}"
             )
     for name, weight in result["weights"].items():
         rounding = 2**-8 * np.abs(masters[name]) if setting.precision == "bfloat16" else 0
@@ -247,13 +250,13 @@ def require_same(
 def require_whole(by_rank: list[dict[str, Any]], masters: Arrays) -> None:
     """Every master is somewhere, and the copies of a weight agree to the bit."""
     seen = {name: np.zeros(master.size) for name, master in masters.items()}
-    for name, kind, start, values in (piece for result in by_rank for piece in result["pieces"]):
+    for name, kind, first, values in (piece for result in by_rank for piece in result["pieces"]):
         if kind == "master":
-            seen[name][start : start + len(values)] = 1
+            seen[name][first : first + len(values)] = 1
     assert all(elements.all() for elements in seen.values())
     for name in masters:
-        first, *others = (r["weights"][name] for r in by_rank if name in r["weights"])
-        assert all(np.array_equal(first, other) for other in others), name
+        one, *others = (r["weights"][name] for r in by_rank if name in r["weights"])
+        assert all(np.array_equal(one, other) for other in others), name
 
 
 def settings(layouts: list[Any], precision: str = "float64", **optimizer: Any) -> list[Setting]:
@@ -289,6 +292,29 @@ def test_deepspeed_shards_to_the_same_weights() -> None:
     )
     for setting, by_rank in require_equal(chosen):
         require_divided(setting, by_rank)
+
+
+def test_deepspeed_compiles_nothing_and_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no compiler to be found, a run starts, trains, and prints what any run does."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    code, out, err = finish(start(tmp_path, "--config", TINY, "--optimizer.zero", "deepspeed"))
+    assert (code, err) == (0, "")
+    assert "after step 3" in out and not any(word in out for word in ("DeepSpeed", "MA ", "Warn"))
+
+
+def test_what_deepspeed_does_not_do_is_refused() -> None:
+    for key, value in (("name", "muon"), ("moments", "bfloat16")):
+        (setting,) = settings(FEW[:1], "float32", zero="deepspeed", **{key: value})
+        with pytest.raises(ConfigError, match=f"optimizer.{key} = {value}.*set optimizer.zero"):
+            validate(setting.config(), setting.world)
+    (setting,) = settings(FEW[:1], "float64", zero="deepspeed")
+    with pytest.raises(ConfigError, match=r"precision\.parameters = float64"):
+        validate(setting.config(), setting.world)
 
 
 @pytest.mark.parametrize("zero", ["off", "shard"])

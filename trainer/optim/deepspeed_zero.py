@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -162,6 +163,8 @@ class DeepSpeedAdamW:
 
 def _start(device: torch.device) -> None:
     """Let DeepSpeed use the process groups that there are."""
+    # It calls torch's all-gather by its older name.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
     # Its shared-memory collectives are for inference; it would compile them here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
