@@ -34,6 +34,7 @@ from trainer.config.schema import (
 from trainer.config.validate import validate
 from trainer.model.names import named_biases, named_tensors
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 TOLERANCE = 1e-10
@@ -104,7 +105,7 @@ def run_case(process: Process, case: Case) -> dict[str, Any]:
     for step in range(STEPS):
         parts = tokens[step, :, : 7 + case.mtp].split(layout.sequences)
         first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
-        metrics = trainer.step(step, lambda m, p=parts, f=first: {TOKENS: p[f + m]})
+        metrics = trainer.step(Progress(step), lambda m, p=parts, f=first: {TOKENS: p[f + m]})
         results["steps"].append(metrics)
     part = layout.part
     results["gradients"] = _arrays(named_tensors(part, lambda p: p.grad))

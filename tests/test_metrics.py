@@ -16,6 +16,7 @@ import pytest
 from rich.cells import cell_len
 
 from trainer.config.schema import Config, MTPConfig, RunConfig
+from trainer.recipe.recipe import StepRecipe
 from trainer.report.console import RunConsole
 from trainer.report.events import Event
 from trainer.report.json_lines import FILE, JsonLines
@@ -51,7 +52,8 @@ class Kept:
 def step_metrics(scale: float = 1.0, depth: int = 1) -> StepMetrics:
     losses = {"loss": 5.5 * scale} | {f"mtp_{n + 1}_loss": 6.5 * scale for n in range(depth)}
     loads = {"layers.1": [1.0, 0.0, 3.0, 4.0], "layers.2": [2.0, 2.0, 2.0, 2.0]}
-    return StepMetrics(losses, 7.0 * scale, 1.01, loads, 2.5 * scale, 3e-4, stop=False)
+    recipe = StepRecipe(16, 2, 3e-4, 0.001, 1e-4, 0.3)
+    return StepMetrics(losses, 7.0 * scale, 1.01, loads, 2.5 * scale, recipe, stop=False)
 
 
 def config(steps: int = 100, log_every: int = 10, depth: int = 1) -> Config:
@@ -79,7 +81,8 @@ def test_every_sink_gets_every_value_of_a_step_once() -> None:
     tokens = c.data.global_batch * c.data.sequence_length
     first = {
         "loss": 5.5, "mtp_1_loss": 6.5, "total_loss": 7.0, "balance": 1.01, "load_max": 2.0,
-        "load_unused": 0.125, "learning_rate": 3e-4, "gradient_norm": 2.5, "tokens": tokens,
+        "load_unused": 0.125, "learning_rate": 3e-4, "bias_gamma": 0.001, "balance_alpha": 1e-4,
+        "mtp_weight": 0.3, "sequences": 16, "gradient_norm": 2.5, "tokens": tokens,
         "tokens_per_second": 2 * tokens, "seconds": 0.5,
     }  # fmt: skip
     second = first | {

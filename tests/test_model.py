@@ -24,14 +24,13 @@ from trainer.config.schema import (
     ModelConfig,
     MoEConfig,
     MTPConfig,
-    OptimizerConfig,
     PipelineConfig,
     PrecisionConfig,
     RunConfig,
 )
 from trainer.model.names import named_biases, named_tensors
 from trainer.objective.pretraining import TOKENS
-from trainer.optim.learning_rate import learning_rate
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 TOLERANCE = 1e-10
@@ -232,7 +231,9 @@ def test_losses_and_every_gradient_are_those_of_a_naive_model(variant: Variant) 
     windows = torch.randint(
         0, VOCABULARY, (SEQUENCES, LENGTH + 1 + variant.mtp), generator=generator
     )
-    totals = Trainer(layout).accumulate(lambda m: {TOKENS: windows.split(SEQUENCES // 2)[m]})[0]
+    totals = Trainer(layout).accumulate(
+        Progress(), lambda m: {TOKENS: windows.split(SEQUENCES // 2)[m]}
+    )[0]
 
     weights = {n: t.clone().requires_grad_() for n, t in named_tensors(layout.part)}
     naive = Naive(config, weights, dict(named_biases(layout.part)))
@@ -307,15 +308,6 @@ def test_bias_moves_by_gamma_against_the_load() -> None:
     bias = torch.tensor([0.5, 0.0, -0.5, 0.1])
     move_bias(bias, torch.tensor([4, 2, 9, 5]), gamma=0.25)  # the mean is 5
     assert bias.tolist() == pytest.approx([0.75, 0.25, -0.75, 0.1])
-
-
-def test_learning_rate_warms_up_linearly_and_falls_as_a_cosine() -> None:
-    config = OptimizerConfig(lr=8.0, min_lr_ratio=0.25, warmup_steps=4)
-    rates = [learning_rate(step, 9, config) for step in range(9)]
-    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
-    assert rates[6] == pytest.approx(5)  # half of the way down from 8 to 2
-    assert rates[8] == pytest.approx(2)
-    assert learning_rate(0, 1, OptimizerConfig(lr=8.0, warmup_steps=0)) == 8
 
 
 def test_matrices_decay_and_norms_do_not() -> None:

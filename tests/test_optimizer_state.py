@@ -17,6 +17,7 @@ from trainer.build.layout import Layout, build
 from trainer.model.names import named_biases, named_tensors
 from trainer.objective.pretraining import TOKENS
 from trainer.optim.state import ReleasedTensor, released_slices
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 ALONE = Case("1f1b", (1, 1, 1), 1, recompute=False, overlap=False)
@@ -31,7 +32,7 @@ def train(layout: Layout, steps: range) -> None:
     first = layout.data_rank * config.pipeline.micro_batches
     for step in steps:
         parts = tokens[step].split(layout.sequences)
-        trainer.step(step, lambda m, p=parts: {TOKENS: p[first + m]})
+        trainer.step(Progress(step), lambda m, p=parts: {TOKENS: p[first + m]})
 
 
 def weights(layout: Layout) -> dict[str, np.ndarray]:

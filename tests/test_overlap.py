@@ -40,6 +40,8 @@ from trainer.config.schema import (
 )
 from trainer.model.stage import MicroBatch, ModelStage
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
+from trainer.recipe.recipe import Recipe
 
 LAYERS, MTP = 2, 1
 MOE_LAYERS = LAYERS + MTP
@@ -87,7 +89,8 @@ def _micro_batch(process: Process, n: int) -> MicroBatch:
 
 def _run_pair(process: Process, layout: Layout, executor: Executor) -> StepResult:
     layout.gradients.zero()
-    return executor.run(lambda _, n: _micro_batch(process, n))
+    weights = layout.loss_weights(Recipe(layout.config).at(Progress()))
+    return executor.run(lambda _, n: _micro_batch(process, n), weights)
 
 
 def _record(process: Process, overlap: bool, recompute: bool) -> list[Event]:

@@ -36,6 +36,7 @@ from trainer.config.schema import (
 from trainer.model.moe import MoE
 from trainer.model.names import named_biases
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 MICRO_BATCHES = 120
@@ -144,7 +145,7 @@ def test_a_router_bias_moves_by_gamma_exactly() -> None:
     for _, bias in named_biases(layout.part):
         bias.fill_(0.6)
     tokens = torch.randint(0, VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(2))
-    Trainer(layout).step(0, lambda m: {TOKENS: tokens[2 * m : 2 * m + 2]})
+    Trainer(layout).step(Progress(), lambda m: {TOKENS: tokens[2 * m : 2 * m + 2]})
     moves = {round(float(m), 7) for _, b in named_biases(layout.part) for m in b.double() - 0.6}
     assert moves <= {-0.001, 0.0, 0.001} and len(moves) > 1
 
@@ -176,7 +177,7 @@ def losses(process: Process, of: Config) -> list[float]:
     seen = []
     for step in range(4):
         parts = tokens[step].chunk(layout.mesh.data)[layout.data_rank].split(layout.sequences)
-        seen.append(trainer.step(step, lambda m, p=parts: {TOKENS: p[m]}).loss)
+        seen.append(trainer.step(Progress(step), lambda m, p=parts: {TOKENS: p[m]}).loss)
     return seen
 
 

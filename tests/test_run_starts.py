@@ -22,6 +22,7 @@ from tests.trees import tree
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
 from trainer.errors import CheckpointError, ConfigError, DataError
+from trainer.recipe.progress import Progress
 from trainer.run.step import NonFiniteError, Trainer
 from trainer.run.train import train
 
@@ -143,9 +144,9 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The update of this step makes a weight no number."""
     real = Trainer.step
 
-    def spoiled(self: Trainer, number: int, *rest: Any) -> Any:
-        metrics = real(self, number, *rest)
-        if number == step:
+    def spoiled(self: Trainer, progress: Progress, *rest: Any) -> Any:
+        metrics = real(self, progress, *rest)
+        if progress.step == step:
             with torch.no_grad():
                 dict(self.layout.part.named_parameters())["norm.weight"][1] = float("inf")
         return metrics

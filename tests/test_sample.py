@@ -34,6 +34,7 @@ from trainer.generate.decode import Counts, decode
 from trainer.generate.text_model import TextModel, load_text_model
 from trainer.model.names import named_tensors
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.run.sample import sample_text
 from trainer.run.step import Trainer
 
@@ -77,7 +78,7 @@ def train(layout: Layout, samples: bool = False) -> None:
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(0, 257, (SEQUENCES, LENGTH + 2), generator=generator)
         mine = tokens.chunk(layout.mesh.data)[layout.data_rank].chunk(count)
-        Trainer(layout).step(step, lambda m, mine=mine: {TOKENS: mine[m]})
+        Trainer(layout).step(Progress(step), lambda m, mine=mine: {TOKENS: mine[m]})
         if samples:
             sample_text(layout, BYTES, "x", 3)
 

@@ -36,12 +36,15 @@ from trainer.config.schema import (
     PipelineConfig,
     PrecisionConfig,
 )
+from trainer.model.moe import BALANCE
 from trainer.model.names import initialise, named_tensors
 from trainer.model.part import ModelPart
 from trainer.model.partition import moe_layers, partition_layers
 from trainer.model.stage import MicroBatch, ModelStage
 from trainer.model.whole import whole_model
 from trainer.objective.pretraining import LOSS, TOKENS, Pretraining
+from trainer.recipe.progress import Progress
+from trainer.recipe.recipe import StepRecipe
 from trainer.run.step import Trainer
 
 SEQUENCES, LENGTH, EXPERTS = 8, 6, 8
@@ -78,7 +81,9 @@ def step(layout: Layout, fields: Mapping[str, Tensor]) -> dict[str, Any]:
     """One step on `fields` of the whole global batch: what it reported, gradients and weights."""
     count = layout.config.pipeline.micro_batches
     mine = {k: v.chunk(layout.mesh.data)[layout.data_rank].chunk(count) for k, v in fields.items()}
-    metrics = Trainer(layout).step(0, lambda m: {name: part[m] for name, part in mine.items()})
+    metrics = Trainer(layout).step(
+        Progress(), lambda m: {name: part[m] for name, part in mine.items()}
+    )
     held = {f"weight {n}": t.numpy() for n, t in named_tensors(layout.part)}
     held |= {f"gradient {n}": t.numpy() for n, t in named_tensors(layout.part, lambda p: p.grad)}
     return held | {"norm": metrics.gradient_norm, **metrics.losses}
@@ -128,8 +133,11 @@ def test_every_weight_is_multiplied_by_the_ops_that_the_layers_were_given() -> N
     alone = dict.fromkeys(parameters, (0,))
     make_gradients(parameters, alone, {}, 0)
     partition = partition_layers(MODEL.layers, 1, MODEL.mtp.depth)
-    stage = ModelStage(0, part, partition, Pretraining(LENGTH, SEQUENCES, MODEL.mtp))
-    tape = Tape(deferred=ops.deferred)
+    objective = Pretraining(LENGTH, MODEL.mtp.depth)
+    recipe = StepRecipe(SEQUENCES, 1, 0.0, 0.0, 0.0, 0.3)
+    weights = {**objective.weights(recipe), BALANCE: 0.01}
+    tape = Tape(deferred=ops.deferred, loss_weights=weights)
+    stage = ModelStage(0, part, partition, objective)
     run(stage.forward(tape, None, {TOKENS: tokens()}))
 
     matrices = {name for name, parameter in parameters.items() if parameter.ndim > 1}
@@ -176,8 +184,8 @@ class AnswersOnly:
     def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
         return {LOSS: sums[LOSS] / self.targets}
 
-    def total(self, means: Mapping[str, float]) -> float:
-        return means[LOSS]
+    def weights(self, step: StepRecipe) -> dict[str, float]:
+        return {LOSS: 1.0 / self.targets}
 
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return micro_batch[TOKENS][:, :LENGTH].flatten()
@@ -189,7 +197,7 @@ class AnswersOnly:
         target_T = micro_batch[TOKENS][:, 1 : LENGTH + 1].flatten()
         mask_T = micro_batch[ANSWER][:, 1 : LENGTH + 1].flatten()
         loss = tape.compute(masked_loss, hidden_TD, target_T, mask_T, part.lm_head)
-        tape.add_loss(LOSS, loss, 1.0 / self.targets)
+        tape.add_loss(LOSS, loss)
         yield from ()
 
 

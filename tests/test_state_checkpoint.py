@@ -65,7 +65,7 @@ def train(
         tokens = torch.randint(0, 257, (16, 8), generator=torch.Generator().manual_seed(step))
         parts = tokens[:, : 7 + case.mtp].split(layout.sequences)
         first = layout.data_rank * config.pipeline.micro_batches
-        done = trainer.step(step, lambda m, p=parts, f=first: {TOKENS: p[f + m]})
+        done = trainer.step(progress, lambda m, p=parts, f=first: {TOKENS: p[f + m]})
         losses[step] = (done.loss, done.gradient_norm)
         progress = progress.after_step(16, 6)
         if saves and progress.step == SAVED:

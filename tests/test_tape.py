@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ class Toy:
         b = tape.compute(square, a, recompute=self.recompute)
         y = sent = tape.compute(linear, b, w["first"], queue)
         z = tape.compute(torch.mul, a, y)
-        tape.add_loss("middle", tape.compute(mean_square, y), 0.5)
+        tape.add_loss("middle", tape.compute(mean_square, y))
         self.recomputed += [a, b]
         y, z = yield from tape.exchange("out", SHUFFLE, y, z)
         c = tape.compute(smooth, z, recompute=self.recompute)
@@ -82,7 +83,7 @@ class Toy:
         y = tape.compute(torch.add, y, h)
         y = tape.compute(torch.add, y, sent)
         y = tape.compute(linear, y, w["third"], queue)
-        tape.add_loss("end", tape.compute(mean_square, y), 3.0)
+        tape.add_loss("end", tape.compute(mean_square, y))
         return y
 
     def plain(self, x: Tensor, tokens: Tensor, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -119,9 +120,14 @@ def _batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, tokens, torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=generator)
 
 
+def _tape(**options: Any) -> Tape:
+    """A tape for a Toy."""
+    return Tape(loss_weights={"middle": 0.5, "end": 3.0}, **options)
+
+
 def _train(toy: Toy, timing: WeightTiming, tape: Tape | None = None) -> list[Tensor]:
     """Forward and backward; the gradients of x and of each weight."""
-    tape = tape or Tape()
+    tape = tape or _tape()
     x, tokens, grad = _batch(1)
     y = run(toy.forward(tape, x, tokens))
     y.grad = grad
@@ -143,7 +149,7 @@ def test_backward_is_that_of_autograd(timing: WeightTiming, recompute: bool) -> 
 def test_input_gradient_then_weights_is_the_full_backward() -> None:
     """I then W gives B bit by bit; before W no weight has a gradient, and after it none is left."""
     full = _train(_toy(), WeightTiming.WHILE_IN_FLIGHT)
-    toy, tape = _toy(), Tape()
+    toy, tape = _toy(), _tape()
     x, tokens, grad = _batch(1)
     y = run(toy.forward(tape, x, tokens))
     y.grad = grad
@@ -160,7 +166,7 @@ def test_input_gradient_then_weights_is_the_full_backward() -> None:
 def test_recompute_frees_the_storage_until_the_backward_and_changes_nothing() -> None:
     """While the exchange is in flight and until the backward the outputs take no memory."""
     kept = _train(_toy(), WeightTiming.LATER)
-    toy, tape = _toy(recompute=True), Tape()
+    toy, tape = _toy(recompute=True), _tape()
     x, tokens, grad = _batch(1)
     forward = toy.forward(tape, x, tokens)
     next(forward)  # the first exchange is in flight
@@ -190,6 +196,11 @@ def test_a_recomputed_output_cannot_be_exchanged() -> None:
     for view in (False, True):
         with pytest.raises(ValueError, match="out: a recomputed output cannot be sent"):
             run(send(view))
+
+
+def test_a_loss_without_a_weight_is_refused_by_its_name() -> None:
+    with pytest.raises(ValueError, match="the loss 'middle' has no weight"):
+        run(_toy().forward(Tape(loss_weights={"end": 3.0}), *_batch(1)[:2]))
 
 
 def test_empty_tensors_can_be_exchanged_beside_recomputed_ones() -> None:
@@ -229,7 +240,7 @@ def test_weight_gradients_run_when_their_timing_says() -> None:
     }  # fmt: skip
     for timing, order in expected.items():
         log = EventLog()
-        tape = Tape(label="F", recorder=log)
+        tape = _tape(label="F", recorder=log)
         toy, (x, tokens, grad) = _toy(recompute=True), _batch(1)
         y = run(toy.forward(tape, x, tokens))
         y.grad, tape.label = grad, "B"
@@ -240,7 +251,7 @@ def test_weight_gradients_run_when_their_timing_says() -> None:
 
 
 def test_outside_training_nothing_is_kept() -> None:
-    toy, tape = _toy(recompute=True), Tape(training=False)
+    toy, tape = _toy(recompute=True), _tape(training=False)
     x, tokens, grad = _batch(1)
     y = run(toy.forward(tape, x, tokens))
     torch.testing.assert_close(y, toy.plain(x, tokens, grad)[0])
@@ -253,13 +264,13 @@ def test_two_interleaved_passes_share_nothing() -> None:
     """The backward of one micro-batch between the exchanges of another's forward, recomputing."""
     alone = _toy(recompute=True)
     for seed in (1, 2):
-        tape, (x, tokens, grad) = Tape(), _batch(seed)
+        tape, (x, tokens, grad) = _tape(), _batch(seed)
         y = run(alone.forward(tape, x, tokens))
         y.grad = grad
         run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
         tape.drain_weight_gradients()
     toy = _toy(recompute=True)
-    tapes, batches = (Tape(), Tape()), (_batch(1), _batch(2))
+    tapes, batches = (_tape(), _tape()), (_batch(1), _batch(2))
     y = run(toy.forward(tapes[0], *batches[0][:2]))
     y.grad = batches[0][2]
     _, y = interleave(

@@ -57,6 +57,7 @@ from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
 from trainer.model.partition import moe_layers, partition_layers
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 STEPS, SEQUENCES, LENGTH = 3, 8, 12
@@ -111,11 +112,11 @@ def _train_and_look(
     first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
     for step in range(steps):
         parts = _batch(step).split(layout.sequences)
-        trainer.step(step, lambda m, p=parts: {TOKENS: p[first + m]})
+        trainer.step(Progress(step), lambda m, p=parts: {TOKENS: p[first + m]})
     if folder is not None:
         save_checkpoint(layout, folder, read_companions(config))
     parts = _batch(STEPS).split(layout.sequences)
-    trainer.accumulate(lambda m: {TOKENS: parts[first + m]})
+    trainer.accumulate(Progress(STEPS), lambda m: {TOKENS: parts[first + m]})
     gradients = named_tensors(layout.part, lambda p: p.grad)
     return {
         "validation": trainer.evaluate({TOKENS: WINDOWS})["loss"],

@@ -90,13 +90,16 @@ class Executor:
         if self.transport is None and any(step.sends or step.receives for step in self.program):
             raise ValueError("this program sends messages: it needs a transport")
 
-    def run(self, micro_batches: MicroBatches) -> StepResult:
+    def run(
+        self, micro_batches: MicroBatches, loss_weights: Mapping[str, float] | None = None
+    ) -> StepResult:
         """Run the whole program once. micro_batches(flow, n): the n-th of a flow, for the stages.
+        loss_weights: of each loss that they add, in the total that is differentiated.
 
         Gradients accumulate where the layers' weights keep them. Raises whatever a stage raises;
         messages may then be in flight, and the pipeline cannot be used again.
         """
-        return _Run(self, micro_batches).go()
+        return _Run(self, micro_batches, loss_weights or {}).go()
 
 
 @dataclass
@@ -111,6 +114,7 @@ class _Run:
 
     executor: Executor
     micro_batches: MicroBatches
+    loss_weights: Mapping[str, float]
     result: StepResult = field(default_factory=StepResult)
     in_flight: dict[Key, _InFlight] = field(default_factory=dict)
     posted: dict[Message, Receive] = field(default_factory=dict)
@@ -169,7 +173,13 @@ class _Run:
     def forward(self, action: Action, label: str) -> Pass[None]:
         stage = self.executor.stages[action.flow, action.stage]
         training = self.executor.schedule.training
-        tape = Tape(training, label, self.executor.recorder, deferred=stage.deferred)
+        tape = Tape(
+            training,
+            label,
+            self.executor.recorder,
+            deferred=stage.deferred,
+            loss_weights=self.loss_weights,
+        )
         x = self.input(action, label)
         if x is not None and training:
             x.requires_grad_()

@@ -16,7 +16,7 @@ All state of a micro-batch lives here and never on a module, because two are in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -92,11 +92,10 @@ class _Release:
 
 @dataclass
 class Loss:
-    """A scalar leaf that the backward starts from: its gradient is `weight`."""
+    """A scalar leaf that the backward starts from: its gradient is the weight of its name."""
 
     name: str
     value: Tensor
-    weight: float
 
 
 @dataclass
@@ -108,7 +107,9 @@ class Tape:
     runs the layers sets it in the forward, and the backward follows.
     weight_gradients: those of this micro-batch that wait. deferred: where the layers of the stage
     leave theirs (parallel/ops); the tape takes them after each segment's backward.
-    losses: scalars added by `add_loss`. tallies: integer counts added by `add_tally`, by name.
+    loss_weights: of each loss in the total, by name. losses: scalars added by `add_loss`. tallies:
+    integer counts added by `add_tally`,
+    by name.
     """
 
     training: bool = True
@@ -116,6 +117,7 @@ class Tape:
     recorder: Recorder = field(default_factory=Silence)
     weight_gradients: WeightGradients = field(default_factory=WeightGradients)
     deferred: WeightGradients = field(default_factory=WeightGradients)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     tallies: dict[str, Tensor] = field(default_factory=dict)
     layer: str = ""
@@ -185,12 +187,14 @@ class Tape:
         pending = self._start(name, collective, (counts,))
         return lambda: self._wait(name, pending)[0]
 
-    def add_loss(self, name: str, value: Tensor, weight: float) -> None:
+    def add_loss(self, name: str, value: Tensor) -> None:
         """Make `value`, a scalar output of a segment, part of what the backward differentiates.
 
-        The total loss is the sum of weight x value over all that were added.
+        The total loss is the sum over all that were added, each times the weight of its name.
         """
-        self.losses.append(Loss(name, value, weight))
+        if self.training and name not in self.loss_weights:
+            raise ValueError(f"the loss {name!r} has no weight: the step must give it one")
+        self.losses.append(Loss(name, value))
 
     def add_tally(self, name: str, counts: Tensor) -> None:
         """Report integer counts, such as the tokens routed to each expert."""
@@ -206,7 +210,7 @@ class Tape:
         the last segment never: the caller hands the input gradient on first, then drains them.
         """
         for loss in self.losses:
-            loss.value.grad = torch.full_like(loss.value, loss.weight)
+            loss.value.grad = torch.full_like(loss.value, self.loss_weights[loss.name])
         while self._entries:
             entry = self._entries.pop()
             if isinstance(entry, _Exchange):

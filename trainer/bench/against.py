@@ -26,6 +26,7 @@ from trainer.checkpoint.hf.companions import read_companions
 from trainer.config.schema import Config, PrecisionConfig
 from trainer.errors import RunError
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 Other = Literal["transformers", "bfloat16", "float32", "float64"]
@@ -107,7 +108,7 @@ def _other(layout: Layout, other: Other) -> Step:
 
 def _ours(layout: Layout) -> Step:
     trainer = Trainer(layout)
-    return lambda batch: trainer.step(batch, random_parts(layout, batch).__getitem__).loss
+    return lambda batch: trainer.step(Progress(batch), random_parts(layout, batch).__getitem__).loss
 
 
 def _transformers(layout: Layout) -> Step:

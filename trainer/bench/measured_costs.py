@@ -25,9 +25,11 @@ from parallel.study.measured import ItemClock, TimedItems, timeline_of
 from parallel.study.timeline import Timeline
 from trainer.bench.throughput import random_parts
 from trainer.build.layout import Layout, build
-from trainer.config.schema import Config
+from trainer.config.schema import Config, RecipeConfig
 from trainer.errors import RunError
 from trainer.model.stage import MicroBatch
+from trainer.recipe.progress import Progress
+from trainer.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,14 @@ def _run(layout: Layout, schedule: Schedule, steps: int, warmup: int) -> list[Ti
     """The items of each counted step; times count from the moment all ranks started it."""
     executor = layout.executor(schedule, layout.objective, overlap=True)
     per_flow = schedule.micro_batches_per_flow
+    largest = replace(layout.config, recipe=RecipeConfig())
+    weights = layout.loss_weights(Recipe(largest).at(Progress()))
     timed: list[TimedItems] = []
     for step in range(warmup + steps):
         layout.optimizer.zero()
         clock = ItemClock()
         executor.on_item = clock.note
         origin = start_together() if layout.process.world > 1 else time.monotonic()
-        executor.run(_numbered(random_parts(layout, step), per_flow))
+        executor.run(_numbered(random_parts(layout, step), per_flow), weights)
         timed.append(clock.since(origin))
     return timed[warmup:]

@@ -27,9 +27,10 @@ from trainer.bench.exchange_times import (
     mean,
 )
 from trainer.build.layout import Layout, build
-from trainer.config.schema import Config
+from trainer.config.schema import Config, RecipeConfig
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
+from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
 
@@ -103,7 +104,8 @@ def measure(config: Config, process: Process, trial: Trial) -> dict[Mode, Measur
     if device.type == "cpu":
         torch.set_num_threads(1)
     total = len(trial.modes) * (trial.steps + trial.warmup)
-    config = replace(config, run=replace(config.run, steps=total))
+    run = replace(config.run, steps=total, tokens=None)
+    config = replace(config, run=run, recipe=RecipeConfig())  # every step is as large as the last
     layout = build(config, process, device)
     mine = run_steps(layout, trial)
     times: dict[Mode, StepTimes] = {}
@@ -130,9 +132,9 @@ def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     loads: list[float] = []
     for step, (batch, mode) in enumerate(trial.order()):
         parts = random_parts(layout, batch + trial.warmup)
-        trainer.executor.overlap = mode == "on"
+        trainer.set_overlap(mode == "on")
         start = _now(layout.device)
-        metrics = trainer.step(step, parts.__getitem__)
+        metrics = trainer.step(Progress(step), parts.__getitem__)
         if batch >= 0:
             windows.append(Window(mode, start, _now(layout.device)))
             loads.append(metrics.load_max)

@@ -32,7 +32,7 @@ from trainer.checkpoint.hf.load import load_part, require_model
 from trainer.checkpoint.hf.reader import Checkpoint
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.schema import Config
-from trainer.model.moe import ExpertsHere
+from trainer.model.moe import BALANCE, ExpertsHere
 from trainer.model.names import initialise
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
@@ -41,6 +41,7 @@ from trainer.model.stage import ModelStage, Objective
 from trainer.objective.objective import TrainingObjective
 from trainer.objective.pretraining import Pretraining
 from trainer.optim.optimizer import Optimizer
+from trainer.recipe.recipe import StepRecipe
 
 Placements = Mapping[int, ExpertPlacement]
 """By layer, where its experts are."""
@@ -86,9 +87,17 @@ class Layout:
         """Sequences of a micro-batch."""
         return _sequences(self.config, self.mesh)
 
-    def training_executor(self, overlap: bool, recorder: Recorder | None = None) -> Executor:
-        """Runs the forward and backward passes of a step."""
-        return self.executor(self.schedule, self.objective, overlap, recorder)
+    def loss_weights(self, recipe: StepRecipe) -> dict[str, float]:
+        """Of each loss in the total that a step differentiates: means over its global batch."""
+        balance = recipe.balance_alpha / recipe.sequences
+        return {**self.objective.weights(recipe), BALANCE: balance}
+
+    def training_executor(
+        self, micro_batches: int, overlap: bool, recorder: Recorder | None = None
+    ) -> Executor:
+        """Runs the forward and backward passes of a step of so many micro-batches."""
+        schedule = schedule_of(self.config, micro_batches)
+        return self.executor(schedule, self.objective, overlap, recorder)
 
     def forward_executor(
         self, objective: Objective, micro_batches: int, recorder: Recorder | None = None
@@ -157,7 +166,6 @@ def build(
         config.recompute,
         Ops(PRECISIONS[config.precision.parameters]),
         config.data.sequence_length,
-        balance_weight=config.model.moe.balance_alpha / config.data.global_batch,
     )
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = _experts_here(placements, mesh, process.rank, timeout, device)
@@ -179,9 +187,7 @@ def build(
         placements=placements,
         partition=partition,
         part=part,
-        objective=Pretraining(
-            config.data.sequence_length, config.data.global_batch, config.model.mtp
-        ),
+        objective=Pretraining(config.data.sequence_length, config.model.mtp.depth),
         gradients=gradients,
         optimizer=optimizer,
         copies_of=copies_of,

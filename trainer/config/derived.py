@@ -22,8 +22,9 @@ def mesh_of(config: Config) -> Mesh:
     return Mesh(config.mesh.pipeline, config.mesh.expert_data, config.mesh.expert)
 
 
-def schedule_of(config: Config) -> Schedule:
-    """The table that `config` asks for.
+def schedule_of(config: Config, micro_batches: int | None = None) -> Schedule:
+    """The table that `config` asks for; micro_batches: of a step with another batch than
+    data.global_batch.
 
     Raises ScheduleError, in one line, for numbers that a schedule does not support, and for a file
     that is no table, breaks a rule, or was made for other numbers.
@@ -31,9 +32,10 @@ def schedule_of(config: Config) -> Schedule:
     pipeline, ranks = config.pipeline, config.mesh.pipeline
     if pipeline.schedule_file is None:
         try:
-            return generate(pipeline.schedule, ranks, pipeline.micro_batches)
+            return generate(pipeline.schedule, ranks, micro_batches or pipeline.micro_batches)
         except SettingError as error:
-            raise ScheduleError(error.worded(KEYS)) from None
+            ramp = {} if micro_batches is None else {Setting.MICRO_BATCHES: "micro-batches"}
+            raise ScheduleError(error.worded(KEYS | ramp)) from None
     schedule = read_table(pipeline.schedule_file)
     where = f"pipeline.schedule_file: {pipeline.schedule_file}"
     try:
@@ -42,7 +44,7 @@ def schedule_of(config: Config) -> Schedule:
         raise ScheduleError(f"{where}: {error}") from None
     for key, wanted, given in (
         ("mesh.pipeline", schedule.ranks, ranks),
-        ("pipeline.micro_batches", schedule.micro_batches, pipeline.micro_batches),
+        ("pipeline.micro_batches", schedule.micro_batches, micro_batches or pipeline.micro_batches),
     ):
         if wanted != given:
             raise ScheduleError(f"{where} is for {key} = {wanted}, not {given}: set {key} to it")

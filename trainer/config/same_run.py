@@ -16,7 +16,7 @@ from trainer.config.schema import Config
 from trainer.config.values import shown
 
 COMPUTED = (
-    "run.steps", "run.seed", "precision", "model", "data", "optimizer",
+    "run.steps", "run.tokens", "run.seed", "precision", "model", "data", "optimizer", "recipe",
 )  # fmt: skip
 FREE = (
     "run.name", "run.dir", "run.overwrite", "run.device", "run.timeout", "run.io_timeout", "mesh",

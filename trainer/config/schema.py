@@ -18,6 +18,7 @@ from trainer.config.model_schema import ModelConfig as ModelConfig
 from trainer.config.model_schema import MoEConfig as MoEConfig
 from trainer.config.model_schema import MTPConfig as MTPConfig
 from trainer.config.model_schema import YarnConfig as YarnConfig
+from trainer.config.recipe_schema import RecipeConfig as RecipeConfig
 
 StorageType: TypeAlias = Literal["float32", "float64", "bfloat16", "fp8"]
 """What weights are stored as in a checkpoint."""
@@ -35,6 +36,8 @@ class RunConfig:
     """Replace the run in DIR/NAME, if there is one; its weights stay until this run has its own."""
     steps: Annotated[int, Range(1, 10**9)] = 100
     """Optimizer steps."""
+    tokens: Annotated[int | None, Range(1, 10**18)] = None
+    """Length in tokens, rounded up to whole steps; takes the place of steps."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the initial weights and of the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -110,14 +113,15 @@ class DataConfig:
     sequence_length: Annotated[int, Range(1, 10**7)] = 128
     """Tokens of a sequence."""
     global_batch: Annotated[int, Range(1, 10**7)] = 16
-    """Sequences of a step, over all ranks."""
+    """Sequences of a step, over all ranks; those of recipe.batch at its end, if that is given."""
     validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
     """Share of the documents that is held out."""
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW or Muon with decoupled weight decay, and the schedule of the learning rate."""
+    """AdamW or Muon with decoupled weight decay, and the schedule of the learning rate where
+    recipe.learning_rate gives no other."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for matrices, AdamW for embedding, output head and norms; with the learning rate
@@ -216,5 +220,6 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

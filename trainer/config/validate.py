@@ -18,6 +18,7 @@ from trainer.checkpoint.hf.config_json import not_representable
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.keys import values
 from trainer.config.schema import Config, ModelConfig
+from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
 from trainer.errors import ConfigError
 
@@ -41,6 +42,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _checkpoint_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _pipeline_problems(config)
+    yield from recipe_problems(config)
 
 
 def _out_of_range(section: object, prefix: str = "") -> Iterator[str]:

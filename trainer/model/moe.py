@@ -20,7 +20,7 @@ from trainer.model.mlp import MLP
 from trainer.model.options import LayerOptions
 
 BALANCE = "balance"
-"""Name of the loss that every MoE layer adds: the sum of its sequences' balance."""
+"""The loss that every MoE layer adds: the sum of its sequences' balance."""
 
 
 class Gate(nn.Module):
@@ -59,7 +59,6 @@ class MoE(nn.Module):
         model, ops, recompute = options.model, options.ops, options.recompute
         c = model.moe
         self.name, self.config, self.sequence_length = name, c, options.sequence_length
-        self.balance_weight = options.balance_weight
         self.dispatcher = experts.dispatcher
         self.options = router.RouterOptions(
             c.score, c.top_k, c.groups, c.top_groups, c.normalise, c.scale
@@ -72,7 +71,7 @@ class MoE(nn.Module):
 
     def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
         weights_TK, experts_TK, balance = tape.compute(self.choose_experts, x_TD)
-        tape.add_loss(BALANCE, balance, self.balance_weight)
+        tape.add_loss(BALANCE, balance)
         tape.add_tally(self.name, router.expert_load(experts_TK, self.config.experts))
         # The counts travel while the shared experts compute: nothing waits for them but dispatch.
         route = self.dispatcher.route(tape, experts_TK)

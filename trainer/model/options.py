@@ -10,11 +10,10 @@ from trainer.config.schema import ModelConfig, RecomputeConfig
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """ops: makes the weights and multiplies with them. sequence_length: tokens of each sequence.
-    balance_weight: of one sequence's balance in the total loss."""
+    """ops: makes the weights and multiplies with them. sequence_length: tokens of each
+    sequence."""
 
     model: ModelConfig
     recompute: RecomputeConfig
     ops: Ops
     sequence_length: int
-    balance_weight: float

@@ -22,7 +22,7 @@ def whole_model(
     model: ModelConfig, ops: Ops, sequence_length: int = 1, attention: type[MLA] = MLA
 ) -> ModelPart:
     """All parameters of a model, unset, as one process holds them."""
-    options = LayerOptions(model, RecomputeConfig(), ops, sequence_length, balance_weight=0.0)
+    options = LayerOptions(model, RecomputeConfig(), ops, sequence_length)
     here = ExpertsHere(tuple(range(model.moe.experts)), LocalDispatcher())
     partition = partition_layers(model.layers, 1, model.mtp.depth)
     return ModelPart(options, partition, [0], dict.fromkeys(moe_layers(model), here), attention)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from trainer.model.stage import Objective
+from trainer.recipe.recipe import StepRecipe
 
 
 class TrainingObjective(Objective, Protocol):
     """An objective that a model is trained on.
 
-    Each loss is a sum over the micro-batch, added to the tape with a weight that divides it by the
-    size of the global batch: gradients then only ever need to be summed, whatever the layout.
+    Each loss is a sum over the micro-batch, whose weight divides it by the size of the step's
+    global batch: gradients then only ever need to be summed, whatever the layout.
     """
 
     @property
@@ -27,5 +28,5 @@ class TrainingObjective(Objective, Protocol):
         """The means over targets to report, by name of the loss, "loss" first. sums: of each loss
         over `sequences` sequences."""
 
-    def total(self, means: Mapping[str, float]) -> float:
-        """The weighted sum of these means, which the gradient is of."""
+    def weights(self, step: StepRecipe) -> Mapping[str, float]:
+        """Of each of these losses, in the total that a step differentiates."""

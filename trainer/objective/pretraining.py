@@ -15,9 +15,9 @@ from parallel.ops.cross_entropy import IGNORED
 from parallel.ops.ops import Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
-from trainer.config.schema import MTPConfig
 from trainer.model.part import ModelPart
 from trainer.model.stage import MicroBatch
+from trainer.recipe.recipe import StepRecipe
 
 TOKENS = "tokens"
 """The only field: windows [B, S + 1 + MTP depth] of tokens."""
@@ -28,15 +28,14 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """sequence_length: S, targets of each sequence. sequences: of the global batch."""
+    """sequence_length: S, targets of each sequence. mtp_depth: number of MTP modules."""
 
     sequence_length: int
-    sequences: int
-    mtp: MTPConfig
+    mtp_depth: int
 
     @property
     def losses(self) -> tuple[str, ...]:
-        return (LOSS, *map(_mtp_loss, range(1, self.mtp.depth + 1)))
+        return (LOSS, *map(_mtp_loss, range(1, self.mtp_depth + 1)))
 
     @property
     def padding(self) -> Mapping[str, int]:
@@ -46,9 +45,10 @@ class Pretraining:
         """In nats per target token."""
         return {name: sums[name] / (sequences * self.sequence_length) for name in self.losses}
 
-    def total(self, means: Mapping[str, float]) -> float:
-        mtp = sum(means[name] for name in self.losses[1:]) / max(1, self.mtp.depth)
-        return means[LOSS] + self.mtp.weight * mtp
+    def weights(self, step: StepRecipe) -> dict[str, float]:
+        per_token = 1.0 / (step.sequences * self.sequence_length)
+        mtp = per_token * step.mtp_weight / max(1, self.mtp_depth)
+        return {name: per_token if name == LOSS else mtp for name in self.losses}
 
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return self._shifted(micro_batch, 0).clamp(min=0)
@@ -57,13 +57,12 @@ class Pretraining:
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
     ) -> Pass[None]:
         """The next-token loss, then each MTP module's, one token further on than the last."""
-        per_token = 1.0 / (self.sequences * self.sequence_length)
         recompute = part.options.recompute.norm
         tape.layer = "head"
         hidden_TD = tape.compute(part.norm.forward, x_TD, recompute=recompute)
         target_T = self._shifted(micro_batch, 1)
         loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
-        tape.add_loss(LOSS, loss, per_token)
+        tape.add_loss(LOSS, loss)
         for depth, module in enumerate(part.mtp_modules(), start=1):
             tape.layer = f"MTP {depth}"
             known_T = self._shifted(micro_batch, depth).clamp(min=0)
@@ -71,7 +70,7 @@ class Pretraining:
             hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)
             target_T = self._shifted(micro_batch, depth + 1)
             loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
-            tape.add_loss(_mtp_loss(depth), loss, per_token * self.mtp.weight / self.mtp.depth)
+            tape.add_loss(_mtp_loss(depth), loss)
         tape.release()
 
     def _shifted(self, micro_batch: MicroBatch, shift: int) -> Tensor:

@@ -16,6 +16,7 @@ from parallel.files.shown import printable
 from trainer.config.schema import Config
 from trainer.io.byte_progress import byte_progress
 from trainer.io.terminal import plain_console
+from trainer.recipe.recipe import Recipe
 from trainer.report.events import Event
 from trainer.report.metrics import Values, Window
 from trainer.report.step_table import StepTable
@@ -27,7 +28,9 @@ class RunConsole:
     """A sink that prints, and on a terminal a progress bar below. quiet: say nothing."""
 
     def __init__(self, config: Config, quiet: bool) -> None:
-        self._steps, self._every = config.run.steps, config.metrics.log_every
+        self._plan, self._every = Recipe(config).plan, config.metrics.log_every
+        self._steps = self._plan.end.step
+        self._tokens_before: int | None = None
         self._console = plain_console(quiet=quiet)
         self._progress = Progress(
             TextColumn("step"),
@@ -65,7 +68,7 @@ class RunConsole:
     def write(self, step: int, values: Values) -> None:
         """Show a finished step; every metrics.log_every steps the means since the last time."""
         done = step + 1
-        left = (time.monotonic() - self._start) / done * (self._steps - done)
+        left = self._time_left(step)
         self._window.add(values)
         means = self._window.reduced()
         self._progress.update(self._task, completed=done, status=self._table.status(means, left))
@@ -89,6 +92,14 @@ class RunConsole:
         self._progress.stop()  # two bars on one terminal would overwrite each other
         with byte_progress(what, quiet=self._console.quiet) as progress:
             yield progress
+
+    def _time_left(self, step: int) -> float:
+        """Seconds, as long per token as since the start of this process."""
+        before, after = (self._plan.before_step(n).tokens for n in (step, step + 1))
+        if self._tokens_before is None:
+            self._tokens_before = before
+        elapsed = time.monotonic() - self._start
+        return elapsed / (after - self._tokens_before) * (self._plan.end.tokens - after)
 
     def _say_validation(self, done: int, values: Values) -> None:
         if "validation_loss" not in values:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from trainer.build.layout import Layout
 from trainer.build.training_text import Text
 from trainer.model.size import parameter_counts
+from trainer.recipe.recipe import Recipe
 
 
-def describe(layout: Layout, text: Text) -> list[str]:
+def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
     """Its size, its layout and its data."""
     c, mesh, schedule = layout.config, layout.mesh, layout.schedule
     parameters, activated = parameter_counts(c.model)
+    sizes = recipe.micro_batches
+    counts = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     source = c.data.path or "the source text of Python's standard library"
     return [
         f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated per "
         f"token; {c.precision.parameters} on {layout.device.type}",
         f"mesh: {mesh.world} process{'es' * (mesh.world > 1)} = pipeline {mesh.pipeline} x "
         f"expert_data {mesh.expert_data} x expert {mesh.expert}",
-        f"steps: {c.run.steps} of {c.pipeline.micro_batches} micro-batches, each of "
+        f"steps: {recipe.plan.end.step} of {counts} micro-batches, each of "
         f"{layout.sequences} x {c.data.sequence_length} tokens; {schedule.name}, overlap "
         f"{'on' if c.pipeline.overlap else 'off'}",
         f"data: {source}: {text.describe()}",

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
-from trainer.build.layout import Layout
 from trainer.build.training_text import Text
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
 from trainer.errors import Stopped, TandemError
+from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
 from trainer.recipe.progress import Progress
 from trainer.report.console import RunConsole
@@ -25,7 +25,7 @@ from trainer.run.records import record_step, record_validation
 from trainer.run.sample import sample_text
 from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
-from trainer.run.step import GetMicroBatch, NonFiniteError, StepMetrics, Trainer
+from trainer.run.step import NonFiniteError, StepMetrics, Trainer
 from trainer.run.step_meter import StepMeter
 
 
@@ -59,21 +59,24 @@ class Loop:
     def _steps(self) -> None:
         config, stop = self.trainer.layout.config, self.stop
         path = self.folder.path if self.folder is not None else None
-        meter = StepMeter(self.trainer.layout, [self.trainer.executor], self.metrics, path)
+        executors = [*self.trainer.executors.values()]
+        meter = StepMeter(self.trainer.layout, executors, self.metrics, path)
+        recipe = self.trainer.recipe
         stop.training()
         saved = loss = None
-        while (step := self.progress.step) < config.run.steps:
+        while not recipe.finished(self.progress):
+            step = self.progress.step
             start = time.perf_counter()
             self._note(f"in step {step + 1}")
             with meter.step(step):
                 done = self._step(step)
             self.progress = self.progress.after_step(
-                config.data.global_batch, config.data.sequence_length
+                done.recipe.sequences, config.data.sequence_length
             )
             if done.stop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
-            last = step + 1 == config.run.steps
+            last = recipe.finished(self.progress)
             self.saving.after_step(self.progress, last)
             saved = self._save() if last else None  # first: an evaluation can be killed
             try:
@@ -101,10 +104,16 @@ class Loop:
 
     def _step(self, step: int) -> StepMetrics:
         try:
-            batch = _micro_batches(self.trainer.layout, self.text, self.progress)
-            return self.trainer.step(step, batch, self.stop.asked)
+            return self.trainer.step(self.progress, self._micro_batch, self.stop.asked)
         except NonFiniteError as error:  # on all ranks, with the weights of the step before
             raise NonFiniteError(f"{error}; {self._save_or_why_not()}") from error
+
+    def _micro_batch(self, m: int) -> MicroBatch:
+        """The m-th of this data rank in the step that comes next."""
+        layout, first = self.trainer.layout, self.progress.sequences
+        count = self.trainer.recipe.at(self.progress).micro_batches
+        sequences, rank = layout.sequences, layout.data_rank
+        return {TOKENS: self.text.batches.micro_batch(first, sequences, rank, m, count)}
 
     def _evaluate(self, step: int, saved: str | None) -> float | None:
         """Record the validation loss; None if asked to stop before it is there. saved: where the
@@ -160,12 +169,6 @@ class Loop:
             return self._save(failed=True)
         except TandemError as error:
             return str(error)
-
-
-def _micro_batches(layout: Layout, text: Text, progress: Progress) -> GetMicroBatch:
-    first, sequences, rank = progress.sequences, layout.sequences, layout.data_rank
-    count = layout.config.pipeline.micro_batches
-    return lambda m: {TOKENS: text.batches.micro_batch(first, sequences, rank, m, count)}
 
 
 def _is_due(step: int, every: int) -> bool:

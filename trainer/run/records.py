@@ -10,14 +10,19 @@ from trainer.run.step import StepMetrics
 
 def record_step(metrics: Metrics, step: int, done: StepMetrics, seconds: float, c: Config) -> None:
     """The values of a step, counted from 0, that took so long."""
-    tokens = c.data.global_batch * c.data.sequence_length
+    recipe = done.recipe
+    tokens = recipe.sequences * c.data.sequence_length
     for name, loss in done.losses.items():
         metrics.record(name, loss)
     metrics.record("total_loss", done.total_loss)
     metrics.record("balance", done.balance)
     metrics.record("load_max", done.load_max)
     metrics.record("load_unused", done.load_unused)
-    metrics.record("learning_rate", done.learning_rate, "last")
+    metrics.record("learning_rate", recipe.learning_rate, "last")
+    metrics.record("bias_gamma", recipe.bias_gamma, "last")
+    metrics.record("balance_alpha", recipe.balance_alpha, "last")
+    metrics.record("mtp_weight", recipe.mtp_weight, "last")
+    metrics.record("sequences", recipe.sequences, "sum")
     metrics.record("gradient_norm", done.gradient_norm)
     metrics.record("tokens", tokens, "sum")
     metrics.record("tokens_per_second", tokens / seconds)

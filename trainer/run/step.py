@@ -20,7 +20,8 @@ from trainer.model.moe import BALANCE
 from trainer.model.names import bias_name, named_biases
 from trainer.model.partition import layer_name, moe_layers
 from trainer.model.stage import MicroBatch
-from trainer.optim.learning_rate import learning_rate
+from trainer.recipe.progress import Progress
+from trainer.recipe.recipe import Recipe, StepRecipe
 
 GetMicroBatch = Callable[[int], MicroBatch]
 _EVALUATED_AT_ONCE = 64  # micro-batches of each data rank between two looks at the stop flag
@@ -36,8 +37,8 @@ class StepMetrics:
 
     losses: the objective's means, by name, "loss" first. total_loss: what the gradient is of, the
     weighted sum of these and the layers' balance. balance: mean sequence balance over sequences and
-    MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. stop: whether any rank
-    was asked to stop.
+    MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. recipe: what the step
+    was made with. stop: whether any rank was asked to stop.
     """
 
     losses: dict[str, float]
@@ -45,7 +46,7 @@ class StepMetrics:
     balance: float
     loads: dict[str, list[float]]
     gradient_norm: float
-    learning_rate: float
+    recipe: StepRecipe
     stop: bool
 
     @property
@@ -85,44 +86,58 @@ class Trainer:
 
     layout: Layout
     recorder: Recorder = field(default_factory=Silence)
-    executor: Executor = field(init=False)
+    recipe: Recipe = field(init=False)
+    executors: dict[int, Executor] = field(init=False)
 
     def __post_init__(self) -> None:
-        overlap = self.layout.config.pipeline.overlap
-        self.executor = self.layout.training_executor(overlap, self.recorder)
+        """All executors are made now: no step is the first to find that a table does not work."""
+        layout = self.layout
+        self.recipe = Recipe(layout.config)
+        overlap = layout.config.pipeline.overlap
+        self.executors = {
+            count: layout.training_executor(count, overlap, self.recorder)
+            for count in self.recipe.micro_batches
+        }
 
-    def step(self, step: int, micro_batch: GetMicroBatch, stop: bool = False) -> StepMetrics:
-        """One optimizer step. micro_batch(m): the m-th of this data rank.
+    def set_overlap(self, on: bool) -> None:
+        """Run the passes of overlapped pairs interleaved from now on, or one after the other."""
+        for executor in self.executors.values():
+            executor.overlap = on
+
+    def step(
+        self, progress: Progress, micro_batch: GetMicroBatch, stop: bool = False
+    ) -> StepMetrics:
+        """The optimizer step after `progress`. micro_batch(m): the m-th of this data rank.
 
         Raises NonFiniteError on every rank, before any weight is changed.
         """
-        config, optimizer = self.layout.config, self.layout.optimizer
-        batch, norm = self.accumulate(micro_batch, stop)
-        self._require_finite(step, batch, norm)
-        rate = learning_rate(step, config.run.steps, config.optimizer)
+        layout, recipe = self.layout, self.recipe.at(progress)
+        batch, norm = self.accumulate(progress, micro_batch, stop)
+        self._require_finite(progress.step, batch, norm)
         self.recorder.note("update of the weights")
-        optimizer.step(norm, rate)
-        self._move_biases(batch.loads_LE)
-        sequences, objective = config.data.global_batch, self.layout.objective
-        losses = objective.means(batch.losses, sequences)
-        balance = batch.losses[BALANCE] / sequences  # summed over the layers, as it is trained on
+        layout.optimizer.step(norm, recipe.learning_rate)
+        self._move_biases(batch.loads_LE, recipe.bias_gamma)
+        sequences, layers = recipe.sequences, moe_layers(layout.config.model)
+        weights = layout.loss_weights(recipe)
         return StepMetrics(
-            losses=losses,
-            total_loss=objective.total(losses) + config.model.moe.balance_alpha * balance,
-            balance=balance / max(1, len(batch.loads_LE)),
-            loads=dict(zip(map(layer_name, moe_layers(config.model)), batch.loads_LE.tolist())),
+            losses=layout.objective.means(batch.losses, sequences),
+            total_loss=sum(weights[name] * value for name, value in batch.losses.items()),
+            balance=batch.losses[BALANCE] / sequences / max(1, len(layers)),
+            loads=dict(zip(map(layer_name, layers), batch.loads_LE.tolist())),
             gradient_norm=float(norm),
-            learning_rate=rate,
+            recipe=recipe,
             stop=batch.stop,
         )
 
     def accumulate(
-        self, micro_batch: GetMicroBatch, stop: bool = False
+        self, progress: Progress, micro_batch: GetMicroBatch, stop: bool = False
     ) -> tuple[BatchTotals, Tensor]:
-        """Gradients of one global batch, summed over their copies, and their norm."""
-        optimizer = self.layout.optimizer
+        """Gradients of the global batch after `progress`, summed over their copies, and their
+        norm."""
+        optimizer, recipe = self.layout.optimizer, self.recipe.at(progress)
         optimizer.zero()
-        result = self._run(self.executor, micro_batch)
+        weights = self.layout.loss_weights(recipe)
+        result = self._run(self.executors[recipe.micro_batches], micro_batch, weights)
         self.recorder.note("sum of the gradients over their copies, and norm")
         norm = optimizer.reduce()
         return self._reduce(result, stop), norm
@@ -159,14 +174,19 @@ class Trainer:
         result = self._run(executor, lambda m: {name: part[m] for name, part in parts.items()})
         return self._reduce(result, stop)
 
-    def _run(self, executor: Executor, micro_batch: GetMicroBatch) -> StepResult:
+    def _run(
+        self,
+        executor: Executor,
+        micro_batch: GetMicroBatch,
+        weights: Mapping[str, float] | None = None,
+    ) -> StepResult:
         per_flow, device = executor.schedule.micro_batches_per_flow, self.layout.device
 
         def on_device(flow: int, n: int) -> MicroBatch:
             fields = micro_batch(flow * per_flow + n)
             return {name: value.to(device) for name, value in fields.items()}
 
-        return executor.run(on_device)
+        return executor.run(on_device, weights)
 
     def _reduce(self, result: StepResult, stop: bool) -> BatchTotals:
         """Sum losses and loads over the world: each was counted by one rank only."""
@@ -186,13 +206,13 @@ class Trainer:
         seen = [name for name in names if not math.isfinite(head[names.index(name)])]
         return BatchTotals(sums, loads_LE, bool(flat[len(names)] > 0), seen)
 
-    def _move_biases(self, loads_LE: Tensor) -> None:
+    def _move_biases(self, loads_LE: Tensor, gamma: float) -> None:
         biases = dict(named_biases(self.layout.part))
         model = self.layout.config.model
         for row, layer in enumerate(moe_layers(model)):
             bias = biases.get(bias_name(layer))
             if bias is not None:
-                move_bias(bias, loads_LE[row].to(bias.device), model.moe.bias_gamma)
+                move_bias(bias, loads_LE[row].to(bias.device), gamma)
 
     def _require_finite(self, step: int, batch: BatchTotals, norm: Tensor) -> None:
         """Every rank comes to the same answer; before they raise, they tell each other who saw

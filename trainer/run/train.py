@@ -121,9 +121,9 @@ def _train(
     room = checkpoint_bytes(layout) if config.checkpoint.export_hf else 0
     sinks = together(lambda: _open_sinks(here, config, resolved, room, resumed) if here else [])
     metrics = Metrics([*sinks, console])
-    console.start(describe(layout, text))
-    progress = resumed.progress if resumed else Progress()
     trainer, saving = Trainer(layout, recorder or Silence()), Saving(checkpoints, metrics, console)
+    console.start(describe(layout, text, trainer.recipe))
+    progress = resumed.progress if resumed else Progress()
     loop = Loop(
         trainer, text, console, stop, folder, metrics, companions, roll_call, saving, progress
     )
