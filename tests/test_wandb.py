@@ -21,6 +21,8 @@ from trainer.report.sinks import open_sinks
 from trainer.report.wandb_identity import Identity, has_key, saved_id
 from trainer.report.weights_and_biases import WeightsAndBiases
 
+pytest.importorskip("wandb")
+
 # A stand-in
 
 
@@ -65,6 +67,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
     module.Settings = lambda **settings: SimpleNamespace(**settings)
     service = SimpleNamespace(settings=SimpleNamespace(base_url="https://wandb.example"))
     module.setup = lambda settings=None: service
+    module.teardown = lambda: None
     module.Html = lambda page: ("page", page)
     module.Image = lambda path: ("image", path)
     module.Histogram = lambda np_histogram: ("bins", *(part.tolist() for part in np_histogram))
@@ -260,11 +263,26 @@ def records(file: Path) -> Iterator[Any]:
             parts = b""
 
 
+def test_the_library_itself_falls_back_to_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.report.weights_and_biases._START_SECONDS", 1)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers
+    sink = sink_of(tmp_path / "run", "on")
+    sink.write(0, {"loss": Recorded(1.5, "mean")})
+    assert "wandb sync" in (sink.close() or "")
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    found = [record.WhichOneof("record_type") for record in records_at_the_end(file)]
+    assert found.count("history") == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("metrics.")]
+    assert len(said) == 1 and said[0].endswith("; keeping its files offline; training on")
+
+
 def test_the_library_itself_takes_a_run_and_its_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two processes as seen by wandb: the second goes on from step 2 where the first reached 3."""
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers
     folder = tmp_path / "run"
     (folder / "timelines").mkdir(parents=True)

@@ -75,6 +75,7 @@ class WeightsAndBiases:
             except Exception as error:  # the library promises no narrower type
                 kept = "; keeping its files offline" if wanted == "online" else ""
                 print(f"metrics.wandb: {_one_line(error)}{kept}; training on", file=sys.stderr)
+                self._let_go()
 
     def _start(self, mode: Literal["online", "offline"], resolved: Mapping[str, Any]) -> Any:
         run = self._wandb.init(
@@ -97,6 +98,14 @@ class WeightsAndBiases:
         run.define_metric("*", step_metric="step")
         self._identity.not_before(run.step)
         return run
+
+    def _let_go(self) -> None:
+        """End the library's own process, which holds on to a run that did not start."""
+        try:
+            self._wandb.teardown()
+            self._wandb.setup(settings=self._wandb.Settings(silent=True))
+        except Exception as error:
+            self._warn(error)
 
     def write(self, step: int, values: Values) -> None:
         """What the library cannot take costs the values of that step, with a warning."""

@@ -119,7 +119,9 @@ def _train(
         resumed = resume(checkpoints, start.start_from, console, start.goes_on)
     companions = together(lambda: read_companions(config) if first else None)
     room = checkpoint_bytes(layout) if config.checkpoint.export_hf else 0
-    sinks = together(lambda: _open_sinks(here, config, resolved, room, resumed) if here else [])
+    sinks = together(
+        lambda: _open_sinks(here, config, resolved, room, resumed) if here else [], patient
+    )
     metrics = Metrics([*sinks, console])
     trainer, saving = Trainer(layout, recorder or Silence()), Saving(checkpoints, metrics, console)
     console.start(describe(layout, text, trainer.recipe))
