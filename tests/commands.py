@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -77,9 +78,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def steps_done(folder: Path, name: str = "tiny") -> int:
+def rows(folder: Path, name: str = "tiny", events: bool = False) -> list[dict[str, Any]]:
+    """What metrics.jsonl has of steps, or of events, so far."""
     metrics = folder / "runs" / name / "metrics.jsonl"
-    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    whole = metrics.read_text().rpartition("\n")[0] if metrics.exists() else ""
+    return [row for line in whole.splitlines() if ("event" in (row := json.loads(line))) == events]
+
+
+def steps_done(folder: Path, name: str = "tiny") -> int:
+    return len(rows(folder, name))
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

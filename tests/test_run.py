@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
 
 import torch
 
-from tests.commands import TINY, finish, saved_weights, start, steps_done, wait_for
+from tests.commands import TINY, finish, rows, saved_weights, start, steps_done, wait_for
 from trainer.config.parse import config_parser, parse
 
 ALONE = ("--mesh.expert", "1")
@@ -23,15 +22,14 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     assert both[0] == alone[0] == 0, both[2] + alone[2]
     assert "byte-bigram" in both[1] and "left" in both[1] and "tokens/s" in both[1]
 
-    metrics = (tmp_path / "runs/tiny/metrics.jsonl").read_text()
-    rows = [json.loads(line) for line in metrics.splitlines()]
-    assert [row["step"] for row in rows] == [0, 1, 2]
+    done = rows(tmp_path)
+    assert [row["step"] for row in done] == [0, 1, 2]
     for key in (
         "loss", "mtp_1_loss", "balance", "load_max", "load_unused", "learning_rate",
         "gradient_norm", "tokens_per_second", "seconds",
     ):  # fmt: skip
-        assert all(row[key] >= 0 for row in rows), key
-    assert ["validation_loss" in row for row in rows] == [False, True, True]
+        assert all(row[key] >= 0 for row in done), key
+    assert ["validation_loss" in row for row in done] == [False, True, True]
     ours, theirs = (saved_weights(tmp_path / f"runs/{name}/weights") for name in ("tiny", "alone"))
     assert ours.keys() == theirs.keys()
     assert "model.layers.1.mlp.experts.3.gate_proj.weight" in ours

@@ -16,7 +16,7 @@ from trainer.checkpoint.hf.architecture import (
 )
 from trainer.checkpoint.hf.config_json import not_representable
 from trainer.config.derived import mesh_of, schedule_of
-from trainer.config.keys import values
+from trainer.config.keys import did_you_mean, keys, values
 from trainer.config.schema import Config, ModelConfig
 from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
@@ -135,6 +135,13 @@ def _checkpoint_problems(config: Config) -> Iterator[str]:
     model = config.model
     if config.checkpoint.export_hf and (reason := not_representable(model)):
         yield f"{reason}; set checkpoint.export_hf to false to train without saving weights"
+    names = [key.name for key in keys(Config)]
+    for name in config.checkpoint.allow_changes or ():
+        if not any(key == name or key.startswith(f"{name}.") for key in names):
+            yield (
+                f"checkpoint.allow_changes: there is no key or section {shown(name)}"
+                f"{did_you_mean(name, names)}"
+            )
     if model.init_from is None:
         return
     folder = Path(model.init_from).expanduser()
