@@ -345,7 +345,7 @@ def test_matrices_are_dealt_out_so_that_no_copy_has_much_more_work() -> None:
     tensors_of = {f"{i:02}": [ReleasedTensor(f"{i}", shape)] for i, shape in enumerate(shapes)}
     parameters = {name: nn.Parameter(torch.zeros(t[0].shape)) for name, t in tensors_of.items()}
     copies_of = dict.fromkeys(parameters, (0, 1, 2))
-    (bucket,) = make_buckets(parameters, copies_of, {}, lambda name: "")
+    (bucket,) = make_buckets(parameters, copies_of, {}, lambda name: "", lambda name: frozenset())
     cut = Muon(OptimizerConfig()).cut(bucket, tensors_of)
     dealt = [
         [tensor for start, stop in ranges

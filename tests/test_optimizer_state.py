@@ -111,7 +111,8 @@ def test_state_that_is_loaded_into_another_layout_gives_the_same_next_step(
 def test_a_range_of_a_buffer_is_cut_at_the_tensors_in_it() -> None:
     """Two parameters, the second of two tensors; 64 elements from one start to the next."""
     parameters = {"p": nn.Parameter(torch.zeros(2, 3)), "q": nn.Parameter(torch.zeros(5))}
-    (bucket,) = make_buckets(parameters, dict.fromkeys(parameters, (0,)), {}, lambda name: "")
+    alone = dict.fromkeys(parameters, (0,))
+    (bucket,) = make_buckets(parameters, alone, {}, lambda name: "", lambda name: frozenset())
     a, b, c = ReleasedTensor("a", (2, 3)), ReleasedTensor("b", (4,)), ReleasedTensor("c", (1,))
     tensors_of = {"p": [a], "q": [b, c]}
 

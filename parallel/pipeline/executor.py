@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from parallel.pipeline.completions import completions
 from parallel.pipeline.transport import Receive, Transport
 from parallel.schedule.lower import Message, Step, received, sent
 from parallel.schedule.table import Action, Item, Overlap, Schedule
@@ -74,7 +75,8 @@ class Executor:
     passes of an Overlap interleaved and weight gradients while collectives are in flight; off,
     everything runs in sequence and every collective is waited for immediately. on_item: called
     after each item with its start and end, in seconds of time.monotonic; waits for messages come
-    before the start.
+    before the start. on_completed: called with a stage as soon as this rank has done all that adds
+    to its gradients.
     """
 
     schedule: Schedule
@@ -84,6 +86,7 @@ class Executor:
     overlap: bool = True
     recorder: Recorder = field(default_factory=Silence)
     on_item: Callable[[Item, float, float], None] | None = None
+    on_completed: Callable[[int], None] = lambda stage: None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a program with messages and no transport to carry them."""
@@ -124,8 +127,8 @@ class _Run:
     waited: float = 0.0
 
     def go(self) -> StepResult:
-        transport = self.executor.transport
         program, note = self.executor.program, self.executor.recorder.note
+        completed = completions(program)
         for number, step in enumerate(program, start=1):
             note(f"item {number} of {len(program)}: {step.item}")
             for message in step.receives:
@@ -133,9 +136,11 @@ class _Run:
             self.unsent = deque(step.sends)
             self.time_item(step.item)
             self.send_ready()
-        if transport is not None:
+            for stage in completed.get(number, ()):
+                self.executor.on_completed(stage)
+        if self.executor.transport is not None:
             note("sends of the last items")
-            transport.finish()
+            self.transport.finish()
         return self.result
 
     @property

@@ -18,14 +18,16 @@ _ALIGNMENT = 64  # elements from one parameter's start to the next: what any ker
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters of one rank with the same copies, type and kind.
+    """Parameters of one rank with the same copies, stages, type and kind.
 
-    kind: a word of the optimizer's for what it does with them. starts: of each parameter in the
+    kind: a word of the optimizer's for what it does with them. stages: all that use them, on any
+    rank. starts: of each parameter in the
     buffers. values, gradient: flat; each parameter and its gradient is a view of them, and what
     lies between parameters stays zero. ranks: the copies, in order. group: theirs; None for one.
     """
 
     kind: str
+    stages: frozenset[int]
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     starts: tuple[int, ...]
@@ -45,24 +47,40 @@ def make_buckets(
     copies_of: Mapping[str, RankSet],
     groups: Mapping[RankSet, dist.ProcessGroup],
     kind_of: Callable[[str], str],
+    stages_of: Callable[[str], frozenset[int]],
 ) -> list[Bucket]:
-    """Every parameter in one bucket, in an order that is the same on every rank.
+    """Every parameter in one bucket, in an order that is the same on every rank: about that in
+    which their gradients are there, the deepest stage first.
 
     copies_of: by parameter name; names are the same on every rank that holds a copy. Moves the
     values of the parameters into the flat buffers.
     """
-    members: dict[tuple[RankSet, str, str], list[str]] = {}
+    members: dict[tuple[int, tuple[int, ...], RankSet, str, str], list[str]] = {}
     for name in sorted(parameters):
-        key = (copies_of[name], kind_of(name), str(parameters[name].dtype))
+        stages, dtype = stages_of(name), str(parameters[name].dtype)
+        key = (
+            -min(stages, default=0),
+            tuple(sorted(stages)),
+            copies_of[name],
+            kind_of(name),
+            dtype,
+        )
         members.setdefault(key, []).append(name)
     return [
-        _bucket(kind, {name: parameters[name] for name in names}, ranks, groups.get(ranks))
-        for (ranks, kind, _), names in sorted(members.items())
+        _bucket(
+            kind,
+            frozenset(stages),
+            {name: parameters[name] for name in names},
+            ranks,
+            groups.get(ranks),
+        )
+        for (_, stages, ranks, kind, _), names in sorted(members.items())
     ]
 
 
 def _bucket(
     kind: str,
+    stages: frozenset[int],
     members: Mapping[str, nn.Parameter],
     ranks: RankSet,
     group: dist.ProcessGroup | None,
@@ -81,7 +99,9 @@ def _bucket(
         values[place] = parameter.detach().reshape(-1)
         parameter.data = values[place].view(parameter.shape)
         set_gradient(parameter, gradient[place].view(parameter.shape))
-    return Bucket(kind, tuple(members), parameters, tuple(starts), values, gradient, ranks, group)
+    return Bucket(
+        kind, stages, tuple(members), parameters, tuple(starts), values, gradient, ranks, group
+    )
 
 
 def _rounded_up(size: int, multiple: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parallel.ranks.mesh import RankSet
 from parallel.reduce.bucket import Bucket, make_buckets
-from parallel.reduce.share import Cut, Share
+from parallel.reduce.share import Cut, Finish, Share
 
 
 class Gradients:
@@ -20,13 +20,30 @@ class Gradients:
     reduction is one collective per buffer. They are float32 or wider, whatever the parameters are.
     """
 
-    def __init__(self, shares: Sequence[Share]) -> None:
-        """shares: in the same order on every rank."""
-        self.shares = list(shares)
+    def __init__(self, shares: Sequence[Share], held: Iterable[int] = ()) -> None:
+        """shares: in the same order on every rank. held: the stages of this rank."""
+        self.shares, self._held = list(shares), frozenset(held)
+        self._to_come = set(self._held)
+        self._started: list[Finish] = []
 
     def zero(self) -> None:
+        self._to_come = set(self._held)
         for share in self.shares:
             share.bucket.gradient.zero_()
+
+    def completed(self, stage: int) -> None:
+        """Nothing more is added to the gradients of a stage before `reduce`: what is complete, in
+        the order of the shares, starts being summed."""
+        self._to_come.discard(stage)
+        self._start()
+
+    def _start(self) -> None:
+        """Start what waits for no stage. In one order on every rank, so that no two ranks wait for
+        each other: a share that is complete still waits for those before it."""
+        for share in self.shares[len(self._started) :]:
+            if share.bucket.stages & self._to_come:
+                return
+            self._started.append(share.reduce())
 
     def not_finite(self) -> list[str]:
         """The parameters of this rank whose gradient has a value that is not finite."""
@@ -39,9 +56,11 @@ class Gradients:
 
     def reduce(self) -> None:
         """Sum every gradient over its copies, at least where this rank updates."""
-        finish = [share.reduce() for share in self.shares]
-        for wait in finish:
+        self._to_come.clear()
+        self._start()
+        for wait in self._started:
             wait()
+        self._started = []
 
     def norm(self) -> Tensor:
         """The global 2-norm of reduced gradients, float64; every parameter counts once."""
@@ -70,7 +89,10 @@ def make_gradients(
     rank: int,
     kind_of: Callable[[str], str] = lambda name: "",
     cut: Callable[[Bucket], Cut | None] = lambda bucket: None,
+    stages_of: Callable[[str], frozenset[int]] = lambda name: frozenset(),
+    held: Iterable[int] = (),
 ) -> Gradients:
-    """copies_of, groups, kind_of: see make_buckets. cut: who updates what of a bucket."""
-    buckets = make_buckets(parameters, copies_of, groups, kind_of)
-    return Gradients([Share(bucket, cut(bucket), rank) for bucket in buckets])
+    """copies_of, groups, kind_of, stages_of: see make_buckets. cut: who updates what of a bucket.
+    held: the stages of this rank."""
+    buckets = make_buckets(parameters, copies_of, groups, kind_of, stages_of)
+    return Gradients([Share(bucket, cut(bucket), rank) for bucket in buckets], held)

@@ -177,7 +177,9 @@ def build(
     # Of the ranks that hold MTP modules, the first compares what they repeat.
     compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
     together(lambda: _set_weights(part, config, compare, progress), patient)
-    gradients, optimizer = make_optimizer(part, copies_of, groups, process.rank, config.optimizer)
+    gradients, optimizer = make_optimizer(
+        part, copies_of, groups, process.rank, partition, stages, config.optimizer
+    )
     return Layout(
         config=config,
         process=process,

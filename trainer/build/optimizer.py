@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from parallel.reduce.share import Cut
 from trainer.config.schema import OptimizerConfig
 from trainer.model.names import released_names
 from trainer.model.part import ModelPart
+from trainer.model.partition import Partition
 from trainer.optim.adamw import AdamW
 from trainer.optim.flat import FlatOptimizer
 from trainer.optim.muon import Muon, is_for_muon
@@ -29,16 +30,24 @@ def make_optimizer(
     copies_of: Mapping[str, RankSet],
     groups: Mapping[RankSet, dist.ProcessGroup],
     rank: int,
+    partition: Partition,
+    held: Collection[int],
     config: OptimizerConfig,
 ) -> tuple[Gradients, Optimizer]:
     """Moves the weights of `part` into flat buffers. copies_of: by parameter, the ranks that hold
-    it; groups: by such a set."""
+    it; groups: by such a set. held: the stages of this rank."""
     parameters = dict(part.named_parameters())
     tensors_of = {name: _tensors(part, name) for name in parameters}
+
+    def stages_of(name: str) -> frozenset[int]:
+        return partition.home(name).stages
+
     if config.zero == "deepspeed" and dist.is_initialized():  # one process has nothing to share
         from trainer.optim.deepspeed_zero import DeepSpeedAdamW
 
-        sharded = DeepSpeedAdamW(parameters, copies_of, groups, rank, tensors_of, config)
+        sharded = DeepSpeedAdamW(
+            parameters, copies_of, groups, rank, tensors_of, stages_of, held, config
+        )
         return sharded.gradients, sharded
     rules: dict[str, Rule] = {
         "matrix": AdamW(config, config.weight_decay),
@@ -55,7 +64,7 @@ def make_optimizer(
     def cut(bucket: Bucket) -> Cut | None:
         return None if config.zero == "off" else rules[bucket.kind].cut(bucket, tensors_of)
 
-    gradients = make_gradients(parameters, copies_of, groups, rank, kind_of, cut)
+    gradients = make_gradients(parameters, copies_of, groups, rank, kind_of, cut, stages_of, held)
     moments = _MOMENTS[config.moments]
     return gradients, FlatOptimizer(gradients, tensors_of, rules, config.clip, moments)
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -67,21 +67,24 @@ class DeepSpeedAdamW:
         groups: Mapping[RankSet, dist.ProcessGroup],
         rank: int,
         tensors_of: TensorsOf,
+        stages_of: Callable[[str], frozenset[int]],
+        held: Collection[int],
         config: OptimizerConfig,
     ) -> None:
         """As for FlatOptimizer and its Gradients. Moves the parameters into DeepSpeed's buffers.
         There must be a world's process group."""
         self._tensors_of, self._clip = tensors_of, config.clip
         _start(next(iter(parameters.values())).device)
-        members: dict[tuple[RankSet, bool], list[str]] = {}
+        members: dict[tuple[int, RankSet, bool], list[str]] = {}
         for name in sorted(parameters):
-            members.setdefault((copies_of[name], parameters[name].ndim > 1), []).append(name)
+            key = (-min(stages_of(name)), copies_of[name], parameters[name].ndim > 1)
+            members.setdefault(key, []).append(name)
         chosen = sorted(members)
         alone = dist.new_group([rank], use_local_synchronization=True)
         param_groups = [
             {
                 "params": [parameters[name] for name in members[key]],
-                "weight_decay": config.weight_decay if key[1] else 0.0,
+                "weight_decay": config.weight_decay if key[2] else 0.0,
             }
             for key in chosen
         ]
@@ -89,13 +92,15 @@ class DeepSpeedAdamW:
             param_groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
         names = {parameter: name for name, parameter in parameters.items()}
-        process_groups = [groups.get(ranks, alone) for ranks, _ in chosen]
+        process_groups = [groups.get(ranks, alone) for _, ranks, _ in chosen]
         self._deepspeed = _Partitioned(adamw, names, process_groups)
         shares = []
         for i, key in enumerate(chosen):
-            bucket = self._bucket(i, members[key], parameters, key[0], groups.get(key[0]))
+            stages = frozenset().union(*map(stages_of, members[key]))
+            chosen_here = {name: parameters[name] for name in members[key]}
+            bucket = self._bucket(i, stages, chosen_here, key[1], groups.get(key[1]))
             shares.append(Share(bucket, cut_evenly(bucket), rank))
-        self.gradients = Gradients(shares)
+        self.gradients = Gradients(shares, held)
         for master in self._deepspeed.fp32_groups_flat_partition:
             adamw.state[master] = {
                 "step": torch.zeros((), device=master.device),
@@ -106,20 +111,21 @@ class DeepSpeedAdamW:
     def _bucket(
         self,
         index: int,
-        names: Sequence[str],
+        stages: frozenset[int],
         parameters: Mapping[str, nn.Parameter],
         ranks: RankSet,
         group: dist.ProcessGroup | None,
     ) -> Bucket:
         """DeepSpeed's buffers of a parameter group as a bucket; it leaves no gaps in them."""
+        values = self._deepspeed.bf16_groups_flat[index]
         gradient = self._deepspeed.fp32_groups_gradients_flat[index]
-        chosen, starts, end = tuple(parameters[name] for name in names), [], 0
-        for parameter in chosen:
+        starts, end = [], 0
+        for parameter in parameters.values():
             starts.append(end)
             end += parameter.numel()
             set_gradient(parameter, gradient[starts[-1] : end].view(parameter.shape))
-        values = self._deepspeed.bf16_groups_flat[index]
-        return Bucket("", tuple(names), chosen, tuple(starts), values, gradient, ranks, group)
+        names, chosen = tuple(parameters), tuple(parameters.values())
+        return Bucket("", stages, names, chosen, tuple(starts), values, gradient, ranks, group)
 
     @property
     def updates(self) -> int:

@@ -98,6 +98,8 @@ class Trainer:
             count: layout.training_executor(count, overlap, self.recorder)
             for count in self.recipe.micro_batches
         }
+        for executor in self.executors.values():
+            executor.on_completed = layout.gradients.completed
 
     def set_overlap(self, on: bool) -> None:
         """Run the passes of overlapped pairs interleaved from now on, or one after the other."""
