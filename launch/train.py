@@ -19,6 +19,7 @@ from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
 from trainer.run.exit import reported
 from trainer.run.local_ranks import limit_threads, require_room, run_ranks_here
+from trainer.run.print_schedule import add_schedule_options, print_schedule, schedule_wanted
 from trainer.run.rank import run_rank, said_once
 
 EXAMPLES = """\
@@ -26,6 +27,7 @@ examples:
   python launch/train.py --config configs/single.yaml
   python launch/train.py --config configs/cpu_4proc.yaml --run.steps 20
   python launch/train.py --config configs/single.yaml --data.path my_texts/ --print-config
+  python launch/train.py --config configs/deepseek_v3.yaml --print-schedule
   torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml
 """
 
@@ -37,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     parser = config_parser("train", __doc__ or "", EXAMPLES)
+    add_schedule_options(parser)
     with said_once():
         config, namespace = parse(parser, arguments)
+        if schedule_wanted(namespace):
+            return print_schedule(config, namespace)
         place, ranks = place_from_environment(), mesh_of(config).world
         if place is None:
             require_room("train", ranks)

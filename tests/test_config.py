@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -34,8 +35,11 @@ def test_shipped_configs_are_valid_for_their_own_world(path: Path) -> None:
     assert shipped.run.name == path.stem
     count = mesh_of(shipped).world
     head = path.read_text().split("\nrun:")[0]
+    started = re.search(r"torchrun (?:--nnodes (\d+) )?--nproc-per-node (\d+) ", head)
     assert "launch/throughput.py" in head or (
-        f"torchrun --nproc-per-node {count} " in head if count > 1 else "python " in head
+        started is not None and int(started[1] or 1) * int(started[2]) == count
+        if count > 1
+        else "python " in head
     ), "its head says how to launch it"
 
 

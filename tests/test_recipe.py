@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from parallel.schedule.generators import generate
 from parallel.schedule.table_file import write_table
-from tests.commands import TINY
+from tests.commands import ROOT, TINY, finish, start
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import (
@@ -27,9 +28,11 @@ from trainer.config.schema import (
 )
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
+from trainer.model.size import parameter_counts
 from trainer.recipe.progress import Point, Progress
 from trainer.recipe.recipe import Recipe, StepRecipe
 
+V3 = "configs/deepseek_v3.yaml"
 LENGTH = 10  # tokens of a sequence
 
 
@@ -206,6 +209,66 @@ def test_a_rate_without_jumps_has_none_and_goes_one_way_within_a_phase(made: Con
         ]
         if running[0] is running[1]:
             assert rise * (running[0].phase.last - running[0].phase.first) >= -1e-15
+
+
+# ---- DeepSeek-V3 ----
+
+
+def test_the_config_of_deepseek_v3_has_the_schedule_of_the_paper() -> None:
+    """arXiv 2412.19437, section 4.2: rate by steps and tokens, batch, gamma, MTP weight, length.
+
+    "linearly increase it from 0 to 2.2e-4 during the first 2K steps. Then, we keep a constant
+    learning rate of 2.2e-4 until the model consumes 10T training tokens. Subsequently, we gradually
+    decay the learning rate to 2.2e-5 in 4.3T tokens, following a cosine decay curve. During the
+    training of the final 500B tokens, we keep a constant learning rate of 2.2e-5 in the first 333B
+    tokens, and switch to another constant learning rate of 7.3e-6 in the remaining 167B tokens."
+    """
+    made = parse(config_parser("test", "", ""), ["--config", str(ROOT / V3)])[0]
+    recipe = Recipe(made)
+    plan = recipe.plan
+
+    def at(tokens: float) -> StepRecipe:
+        return recipe.at(plan.before_step(plan.first_step_at(Point(int(tokens), "tokens"))))
+
+    warm_up = [recipe.at(plan.before_step(n)).learning_rate for n in (0, 999, 1999, 2000)]
+    assert warm_up == pytest.approx([1.1e-7, 1.1e-4, 2.2e-4, 2.2e-4])
+    rates = {1e12: 2.2e-4, 9.99e12: 2.2e-4, 12.15e12: 1.21e-4, 14.31e12: 2.2e-5, 14.632e12: 2.2e-5,
+             14.634e12: 7.3e-6, 14.799e12: 7.3e-6}  # fmt: skip
+    assert [at(tokens).learning_rate for tokens in rates] == pytest.approx(
+        list(rates.values()), rel=1e-4
+    )
+    # "gradually increased from 3072 to 15360 in the training of the first 469B tokens"
+    sizes = [at(tokens).sequences for tokens in (0, 234e9, 468e9, 469.1e9, 14.7e12)]
+    assert sizes[0] == 3072 and 3072 < sizes[1] < sizes[2] < 15360 == sizes[3] == sizes[4]
+    # "0.001 for the first 14.3T tokens, and to 0.0 for the remaining 500B tokens", alpha 0.0001,
+    # lambda "0.3 for the first 10T tokens, and to 0.1 for the remaining 4.8T tokens".
+    assert [at(tokens).bias_gamma for tokens in (0, 14.2e12, 14.31e12)] == [0.001, 0.001, 0]
+    assert [at(tokens).mtp_weight for tokens in (0, 9.9e12, 10.1e12)] == [0.3, 0.3, 0.1]
+    assert {at(tokens).balance_alpha for tokens in (0, 1e13)} == {0.0001}
+    assert 14.8e12 <= plan.end.tokens < 14.8e12 + 15360 * 4096
+    # A constant batch of 15,360 would take 235,240 steps; the ramp adds to them.
+    assert 235_240 < plan.end.step < 250_000
+    assert parameter_counts(made.model)[0] == pytest.approx(671.026e9 + 11.61e9, rel=1e-3)
+
+
+def test_the_schedule_is_printed_and_drawn_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    options = ("--config", str(ROOT / V3), "--print-schedule", "--picture", "made/v3.svg")
+    code, out, err = finish(start(tmp_path, *options))
+    assert (code, err) == (0, "") and (tmp_path / "made/v3.svg").read_text().startswith("<?xml")
+    heading, *lines = out.splitlines()
+    assert heading.split()[:2] == ["from", "step"] and max(map(len, lines)) <= 80
+    assert lines[0].split() == ["0", "0", "1.1e-07", "to", "0.00022", "3,072", "0.001", "0.0001",
+                                "0.3"]  # fmt: skip
+    code, out, err = finish(start(tmp_path, *options[:3], "--json"))
+    said = json.loads(out)
+    assert f"{said['steps']:,} steps" in lines[-1] and f"{said['tokens']:,} tokens" in lines[-1]
+    bounds = [(row["start_step"], row["end_step"]) for row in said["rows"]]
+    assert bounds[0][0] == 0 and bounds[-1][1] == said["steps"]
+    assert all(one[1] == two[0] for one, two in pairwise(bounds))
+    for option in ("--json", "--picture=a.png"):
+        code, out, err = finish(start(tmp_path, "--config", TINY, option))
+        assert (code, len(err.splitlines())) == (2, 1) and "--print-schedule" in err
 
 
 # ---- what cannot be ----
