@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -56,7 +57,8 @@ class Recipe:
                     "must be a multiple of data.global_batch / pipeline.micro_batches = "
                     f"{self._row}"
                 )
-        self.curves = {name: self._curve(name, _phases(name, config)) for name in CURVES}
+        given = {key.name: (value, key.limit) for key, value in values(config)}
+        self.curves = {name: self._curve(name, _phases(name, given, config)) for name in CURVES}
 
     def at(self, progress: Progress) -> StepRecipe:
         """Of the step that comes after `progress`."""
@@ -98,9 +100,9 @@ def _batch_phases(config: Config) -> list[Phase]:
     return phases
 
 
-def _phases(name: str, config: Config) -> list[Phase]:
-    """Those of recipe.NAME; without any, what the key that it replaces stands for."""
-    given: dict[str, tuple[Any, Any]] = {k.name: (v, k.limit) for k, v in values(config)}
+def _phases(name: str, given: Mapping[str, tuple[Any, Any]], config: Config) -> list[Phase]:
+    """Those of recipe.NAME; without any, what the key that it replaces stands for. given: the value
+    and the limit of each key."""
     value, limit = given[CURVES[name]]
     if (texts := given[f"recipe.{name}"][0]) is not None:
         return read_phases(f"recipe.{name}", texts, PHASE, Range(0, cast(Range, limit).most))

@@ -18,10 +18,16 @@ from trainer.io.byte_progress import byte_progress
 from trainer.io.terminal import plain_console
 from trainer.recipe.recipe import Recipe
 from trainer.report.events import Event
-from trainer.report.metrics import Values, Window
+from trainer.report.metrics import Value, Values, Window
 from trainer.report.step_table import StepTable
 
 WIDTH = 80
+_SWITCHED = {
+    "sequences": "a batch of",
+    "bias_gamma": "router gamma",
+    "balance_alpha": "balance alpha",
+    "mtp_weight": "MTP weight",
+}
 
 
 class RunConsole:
@@ -31,6 +37,7 @@ class RunConsole:
         self._plan, self._every = Recipe(config).plan, config.metrics.log_every
         self._steps = self._plan.end.step
         self._tokens_before: int | None = None
+        self._recipe: dict[str, Value] = {}
         self._console = plain_console(quiet=quiet)
         self._progress = Progress(
             TextColumn("step"),
@@ -76,6 +83,7 @@ class RunConsole:
             for line in self._table.rows(done, means, left):
                 self.say(line)
             self._window.empty()
+            self._say_switched(done, values)
         self._say_validation(done, values)
         if "sample" in values:
             self._say_sample(done, str(values["sample"].value))
@@ -92,6 +100,18 @@ class RunConsole:
         self._progress.stop()  # two bars on one terminal would overwrite each other
         with byte_progress(what, quiet=self._console.quiet) as progress:
             yield progress
+
+    def _say_switched(self, done: int, values: Values) -> None:
+        """What the recipe has changed since the last row, beside the learning rate."""
+        now = {name: values[name].value for name in _SWITCHED if name in values}
+        said = [
+            f"{_SWITCHED[name]} {value:g}"
+            for name, value in now.items()
+            if isinstance(value, int | float) and self._recipe.get(name, value) != value
+        ]
+        if said:
+            self.say(f"step {done} has {', '.join(said)}")
+        self._recipe = now
 
     def _time_left(self, step: int) -> float:
         """Seconds, as long per token as since the start of this process."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg")
-_PER_ROW = 100  # points of a value that moves
+_PER_ROW = 300  # points of a value that moves
 _PANELS = (
     ("learning_rate", "learning rate"),
     ("sequences", "batch, sequences"),
@@ -66,5 +66,7 @@ def draw(recipe: Recipe) -> Figure:
 def _steps(recipe: Recipe) -> Iterator[int]:
     """Enough steps of each row for a smooth line."""
     for row in rows(recipe):
-        spread = np.linspace(row.start_step, row.end_step - 1, _PER_ROW).round()
+        count = 1 if row.first == row.last else _PER_ROW
+        spread = np.linspace(row.start_step, row.end_step - 1, count).round()
         yield from (int(step) for step in np.unique(spread))
+    yield recipe.plan.end.step - 1
