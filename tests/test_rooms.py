@@ -35,6 +35,7 @@ FORBIDDEN = {
     "build": ("run", "bench", "report", "generate"),
     "checkpoint": ("run", "bench", "report", "generate"),
     "report": ("run", "bench", "build"),
+    "guard": ("build", "run", "bench", "report"),
     "generate": ("run", "bench", "report", "build"),
 }
 NO_TORCH = (

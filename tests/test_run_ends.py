@@ -68,11 +68,12 @@ def test_a_loss_that_is_not_finite_stops_every_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAULT", "nan")
-    code, _, err = finish(start(tmp_path, "--config", TINY, script=FAILING))
+    limit = ("--optimizer.skip_limit", "2")
+    code, _, err = finish(start(tmp_path, "--config", TINY, *limit, script=FAILING))
     (line,) = [line for line in err.splitlines() if line.startswith("failing_train: ")]
     assert code == 1
-    assert "step 1: " in line and "rank 1 (loss)" in line, err
-    assert steps_done(tmp_path) == 1
+    assert "step 3: the last of 2 skipped in a row: " in line and "rank 1 (loss)" in line, err
+    assert steps_done(tmp_path) == 2
     weights = saved_weights(tmp_path / "runs/tiny/weights")  # of the last good step
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
 

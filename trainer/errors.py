@@ -29,3 +29,16 @@ class Stopped(TandemError):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+
+class UnhealthyError(RunError):
+    """Training on would harm the weights or change nothing; every rank raises it. The weights are
+    those of the last good step."""
+
+
+class NonFiniteError(UnhealthyError):
+    """The loss or the gradient norm is not finite, again and again."""
+
+
+class SpikeError(UnhealthyError):
+    """The loss spikes again and again."""

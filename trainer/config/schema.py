@@ -154,6 +154,15 @@ class OptimizerConfig:
     orthogonal matrix."""
     clip: Annotated[float, Range(0, 1e9)] = 1.0
     """Limit of the global gradient norm; 0 switches clipping off."""
+    skip_limit: Annotated[int, Range(1, 10**9)] = 10
+    """Steps in a row that may be skipped, since their loss or gradient is not finite or their loss
+    is a spike; the last of so many stops the run. Also rollbacks to one checkpoint."""
+    spike: Literal["ignore", "skip", "rollback"] = "ignore"
+    """What is done about a step whose loss is a spike: ignore only reports it; skip leaves out its
+    update; rollback goes back to the newest checkpoint, and on with the text after the spike's."""
+    spike_threshold: Annotated[float, Range(above=0, most=1e6)] = 7.0
+    """A loss is a spike if it is more than this many robust standard deviations above the median of
+    the last 128."""
 
 
 @dataclass

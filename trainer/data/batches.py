@@ -60,6 +60,15 @@ class Batches:
         start = int(order.windows[turn]) * self.sequence_length
         return self._gather(order, start, start + self.window_tokens)
 
+    def documents(self, index: int) -> list[int]:
+        """The documents that the running sequence `index` has tokens of, by their number in the
+        corpus."""
+        epoch, turn = divmod(index, self.sequences_per_epoch)
+        order = self._order(epoch)
+        start = int(order.windows[turn]) * self.sequence_length
+        ends = np.searchsorted(order.starts, [start, start + self.window_tokens - 1], side="right")
+        return [int(document) for document in order.documents[ends[0] - 1 : ends[1]]]
+
     def windows(self, first: int, count: int) -> Tokens:
         """Tokens [count, S + 1 + lookahead] of running sequences first .. first + count - 1."""
         return np.stack([self.window(index) for index in range(first, first + count)])

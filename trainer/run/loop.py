@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from parallel.ranks.roll_call import RollCall
@@ -13,7 +14,7 @@ from parallel.ranks.together import gather, together
 from trainer.build.training_text import Text
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
-from trainer.errors import Stopped, TandemError
+from trainer.errors import NonFiniteError, Stopped, TandemError, UnhealthyError
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
 from trainer.recipe.progress import Progress
@@ -25,8 +26,9 @@ from trainer.run.records import record_step, record_validation
 from trainer.run.sample import sample_text
 from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
-from trainer.run.step import NonFiniteError, StepMetrics, Trainer
+from trainer.run.step import StepMetrics, Trainer
 from trainer.run.step_meter import StepMeter
+from trainer.run.watch import Verdict, Watch
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Loop:
         """Train to the end, then draw the run; Stopped in between if asked to."""
         try:
             self._steps()
-        except (Stopped, NonFiniteError):  # on all ranks
+        except (Stopped, UnhealthyError):  # on all ranks
             self.saving.finish()
             self._draw()
             raise
@@ -69,13 +71,14 @@ class Loop:
             start = time.perf_counter()
             self._note(f"in step {step + 1}")
             with meter.step(step):
-                done = self._step(step)
-            self.progress = self.progress.after_step(
-                done.recipe.sequences, config.data.sequence_length
-            )
+                done, verdict = self._step()
             if done.stop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
+            if verdict == "roll back":
+                self.metrics.end_step(step)
+                self._roll_back()
+                continue
             last = recipe.finished(self.progress)
             self.saving.after_step(self.progress, last)
             saved = self._save() if last else None  # first: an evaluation can be killed
@@ -102,15 +105,36 @@ class Loop:
             self.console.say(_compared_with_bigrams(entropy, loss))
         self.console.say(saved or "")
 
-    def _step(self, step: int) -> StepMetrics:
+    def _step(self) -> tuple[StepMetrics, Verdict]:
+        """One step, and what it means for those to come."""
+        before, watch, length = self.progress, self._watch, self.text.batches.sequence_length
+        accepts = partial(watch.accepts, before)
         try:
-            return self.trainer.step(self.progress, self._micro_batch, self.stop.asked)
-        except NonFiniteError as error:  # on all ranks, with the weights of the step before
-            raise NonFiniteError(f"{error}; {self._save_or_why_not()}") from error
+            done = self.trainer.step(before, self._micro_batch, self.stop.asked, accepts)
+            after = before.after_step(done.recipe.sequences, length)
+            self.progress, verdict = watch.judge(before, after, done)
+        except UnhealthyError as error:  # on all ranks, with the weights of the step before
+            raise type(error)(f"{error}; {self._save_or_why_not()}") from error
+        return done, verdict
+
+    @property
+    def _watch(self) -> Watch:
+        run = self.folder.place if self.folder is not None else None
+        return Watch(self.trainer.layout.config.optimizer, self.metrics, self.text, run)
+
+    def _roll_back(self) -> None:
+        """Go back to the newest checkpoint, if there is one, and on with the text after that of the
+        step that was just made."""
+        self._note("rolling back")
+        self.saving.finish()
+        checkpoints = self.saving.checkpoints
+        if checkpoints.all():
+            loaded = checkpoints.load()
+            self.progress = self._watch.rolled_back(self.progress, loaded.progress, loaded.path)
 
     def _micro_batch(self, m: int) -> MicroBatch:
         """The m-th of this data rank in the step that comes next."""
-        layout, first = self.trainer.layout, self.progress.sequences
+        layout, first = self.trainer.layout, self.progress.position
         count = self.trainer.recipe.at(self.progress).micro_batches
         sequences, rank = layout.sequences, layout.data_rank
         return {TOKENS: self.text.batches.micro_batch(first, sequences, rank, m, count)}

@@ -24,6 +24,7 @@ def record_step(metrics: Metrics, step: int, done: StepMetrics, seconds: float, 
     metrics.record("mtp_weight", recipe.mtp_weight, "last")
     metrics.record("sequences", recipe.sequences, "sum")
     metrics.record("gradient_norm", done.gradient_norm)
+    metrics.record("skipped", int(not done.updated), "sum")
     metrics.record("tokens", tokens, "sum")
     metrics.record("tokens_per_second", tokens / seconds)
     metrics.record("seconds", seconds, "sum")

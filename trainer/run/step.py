@@ -15,7 +15,6 @@ from parallel.pipeline.executor import Executor, StepResult
 from parallel.ranks.together import gather
 from parallel.tape.recorder import Recorder, Silence
 from trainer.build.layout import Layout
-from trainer.errors import RunError
 from trainer.model.moe import BALANCE
 from trainer.model.names import bias_name, named_biases
 from trainer.model.partition import layer_name, moe_layers
@@ -27,10 +26,6 @@ GetMicroBatch = Callable[[int], MicroBatch]
 _EVALUATED_AT_ONCE = 64  # micro-batches of each data rank between two looks at the stop flag
 
 
-class NonFiniteError(RunError):
-    """The loss or the gradient norm is not a number: training on would destroy the weights."""
-
-
 @dataclass
 class StepMetrics:
     """What one step gave, the same on every rank.
@@ -38,7 +33,8 @@ class StepMetrics:
     losses: the objective's means, by name, "loss" first. total_loss: what the gradient is of, the
     weighted sum of these and the layers' balance. balance: mean sequence balance over sequences and
     MoE layers, 1.0 at best. loads: by MoE layer, tokens sent to each expert. recipe: what the step
-    was made with. stop: whether any rank was asked to stop.
+    was made with. stop: whether any rank was asked to stop. updated: whether the step has changed
+    the weights. not_finite: what was not finite, and where it was seen, or "".
     """
 
     losses: dict[str, float]
@@ -48,6 +44,8 @@ class StepMetrics:
     gradient_norm: float
     recipe: StepRecipe
     stop: bool
+    updated: bool = True
+    not_finite: str = ""
 
     @property
     def loss(self) -> float:
@@ -107,28 +105,38 @@ class Trainer:
             executor.overlap = on
 
     def step(
-        self, progress: Progress, micro_batch: GetMicroBatch, stop: bool = False
+        self,
+        progress: Progress,
+        micro_batch: GetMicroBatch,
+        stop: bool = False,
+        accepts: Callable[[float], bool] = lambda loss: True,
     ) -> StepMetrics:
         """The optimizer step after `progress`. micro_batch(m): the m-th of this data rank.
+        accepts(loss): whether a step with this loss is to be taken, the same on every rank.
 
-        Raises NonFiniteError on every rank, before any weight is changed.
+        A step that is not accepted, or whose loss or gradient is not finite, changes nothing.
         """
         layout, recipe = self.layout, self.recipe.at(progress)
         batch, norm = self.accumulate(progress, micro_batch, stop)
-        self._require_finite(progress.step, batch, norm)
-        self.recorder.note("update of the weights")
-        layout.optimizer.step(norm, recipe.learning_rate)
-        self._move_biases(batch.loads_LE, recipe.bias_gamma)
         sequences, layers = recipe.sequences, moe_layers(layout.config.model)
         weights = layout.loss_weights(recipe)
+        losses = layout.objective.means(batch.losses, sequences)
+        not_finite = self._not_finite(batch, norm)
+        updated = not not_finite and accepts(losses["loss"])
+        if updated:
+            self.recorder.note("update of the weights")
+            layout.optimizer.step(norm, recipe.learning_rate)
+            self._move_biases(batch.loads_LE, recipe.bias_gamma)
         return StepMetrics(
-            losses=layout.objective.means(batch.losses, sequences),
+            losses=losses,
             total_loss=sum(weights[name] * value for name, value in batch.losses.items()),
             balance=batch.losses[BALANCE] / sequences / max(1, len(layers)),
             loads=dict(zip(map(layer_name, layers), batch.loads_LE.tolist())),
             gradient_norm=float(norm),
             recipe=recipe,
             stop=batch.stop,
+            updated=updated,
+            not_finite=not_finite,
         )
 
     def accumulate(
@@ -216,20 +224,17 @@ class Trainer:
             if bias is not None:
                 move_bias(bias, loads_LE[row].to(bias.device), gamma)
 
-    def _require_finite(self, step: int, batch: BatchTotals, norm: Tensor) -> None:
-        """Every rank comes to the same answer; before they raise, they tell each other who saw
-        it."""
+    def _not_finite(self, batch: BatchTotals, norm: Tensor) -> str:
+        """What is not finite, and which ranks have seen it; "" if all is well. Every rank comes to
+        the same answer; only if it is bad do they tell each other more."""
         if all(map(math.isfinite, batch.losses.values())) and bool(torch.isfinite(norm)):
-            return
+            return ""
         mine = batch.not_finite_here or [
             f"gradient of {name}" for name in self.layout.gradients.not_finite()
         ]
         seen = enumerate(gather(mine))
         where = "; ".join(f"rank {rank} ({what[0]})" for rank, what in seen if what)
-        raise NonFiniteError(
-            f"step {step}: the loss or the gradient is not finite, seen by {where}: lower "
-            "optimizer.lr, or look at the data of this step; no weight was changed by it"
-        )
+        return f"the loss or the gradient is not finite, seen by {where}"
 
 
 def _padded(fields: MicroBatch, padding: Mapping[str, int], sequences: int) -> MicroBatch:
