@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -28,12 +27,10 @@ from parallel.schedule.lower import channels, lower
 from parallel.schedule.table import Schedule
 from parallel.tape.recorder import Recorder, Silence
 from trainer.build.optimizer import make_optimizer
-from trainer.checkpoint.hf.load import load_part, require_model
-from trainer.checkpoint.hf.reader import Checkpoint
+from trainer.build.weights import set_weights
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.schema import Config
 from trainer.model.moe import BALANCE, ExpertsHere
-from trainer.model.names import initialise
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, moe_layers, partition_layers
@@ -176,7 +173,7 @@ def build(
     }
     # Of the ranks that hold MTP modules, the first compares what they repeat.
     compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
-    together(lambda: _set_weights(part, config, compare, progress), patient)
+    together(lambda: set_weights(part, config, compare, progress), patient)
     gradients, optimizer = make_optimizer(
         part, copies_of, groups, process.rank, partition, stages, config.optimizer
     )
@@ -200,19 +197,6 @@ def build(
 
 def _sequences(config: Config, mesh: Mesh) -> int:
     return config.data.global_batch // (mesh.data * config.pipeline.micro_batches)
-
-
-def _set_weights(
-    part: ModelPart, config: Config, compare: bool, progress: Callable[[int, int], None]
-) -> None:
-    """Random weights, or those of model.init_from; compare: see load_part."""
-    model = config.model
-    if model.init_from is None:
-        initialise(part, config.run.seed, model.init_std)
-        return
-    checkpoint = Checkpoint(Path(model.init_from).expanduser())
-    require_model(checkpoint, model)
-    load_part(part, model, checkpoint, compare, progress)
 
 
 def _experts_here(
