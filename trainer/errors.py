@@ -42,3 +42,7 @@ class NonFiniteError(UnhealthyError):
 
 class SpikeError(UnhealthyError):
     """The loss spikes again and again."""
+
+
+class CopiesDifferError(RunError):
+    """Ranks that should hold the same bits do not: one of them has computed something wrong."""

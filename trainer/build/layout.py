@@ -48,8 +48,8 @@ Placements = Mapping[int, ExpertPlacement]
 class Layout:
     """What a rank holds. `build` makes one.
 
-    copies_of: by parameter, the ranks that hold it. patient: group to wait in for ranks that read
-    or save weights (see `together`).
+    copies_of: by parameter, the ranks that hold it. groups: by such a set. patient: group to wait
+    in for ranks that read or save weights (see `together`).
     """
 
     config: Config
@@ -64,6 +64,7 @@ class Layout:
     gradients: Gradients
     optimizer: Optimizer
     copies_of: Mapping[str, RankSet]
+    groups: Mapping[RankSet, dist.ProcessGroup]
     transport: Transport | None
     patient: dist.ProcessGroup | None
 
@@ -190,6 +191,7 @@ def build(
         gradients=gradients,
         optimizer=optimizer,
         copies_of=copies_of,
+        groups=groups,
         transport=_transport(config, mesh, schedule, process.rank, device),
         patient=patient,
     )

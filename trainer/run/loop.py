@@ -14,7 +14,8 @@ from parallel.ranks.together import gather, together
 from trainer.build.training_text import Text
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
-from trainer.errors import NonFiniteError, Stopped, TandemError, UnhealthyError
+from trainer.errors import CopiesDifferError, NonFiniteError, Stopped, TandemError, UnhealthyError
+from trainer.guard.copies import check_copies
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
 from trainer.recipe.progress import Progress
@@ -80,6 +81,7 @@ class Loop:
                 self._roll_back()
                 continue
             last = recipe.finished(self.progress)
+            self._check_copies(step, last)
             self.saving.after_step(self.progress, last)
             saved = self._save() if last else None  # first: an evaluation can be killed
             try:
@@ -131,6 +133,23 @@ class Loop:
         if checkpoints.all():
             loaded = checkpoints.load()
             self.progress = self._watch.rolled_back(self.progress, loaded.progress, loaded.path)
+
+    def _check_copies(self, step: int, last: bool) -> None:
+        """Look for silent errors, where that is due: no checkpoint is to keep one."""
+        layout, progress = self.trainer.layout, self.progress
+        every = layout.config.run.check_copies_every
+        saves = last or self.saving.checkpoints.is_due(progress.step)
+        if not every or not (saves or _is_due(step, every)):
+            return
+        self._note(f"comparing the copies of the weights after step {step + 1}")
+        try:
+            check_copies(layout.part, layout.optimizer, layout.copies_of, layout.groups)
+        except CopiesDifferError as error:
+            self.metrics.event("copies_differ", step, str(error))
+            raise CopiesDifferError(
+                f"step {step + 1}: {error}: a rank has computed something wrong: start again to go "
+                "on from the last checkpoint; if it is the same machine again, leave it out"
+            ) from error
 
     def _micro_batch(self, m: int) -> MicroBatch:
         """The m-th of this data rank in the step that comes next."""
