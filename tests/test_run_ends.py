@@ -49,6 +49,7 @@ def test_a_signal_ends_the_step_and_saves(
     code, _, err = finish(process, timeout=20)
     assert code == (1 if torchrun else 128 + number)
     assert "stopped after step" in err and "weights in runs/tiny/weights" in err, err
+    assert "checkpoint in runs/tiny/checkpoints/step-" in err, err
     assert err.count("\n") == 0 and gone(ranks)
     assert saved_weights(tmp_path / "runs/tiny/weights")
 

@@ -38,45 +38,35 @@ from trainer.run.step import Trainer
 STEPS, SAVED = 4, 2
 ONE = Case("1f1b", (1, 1, 1), 1, False, False)
 LAYOUTS = [
-    ONE,
-    Case("dualpipe", (2, 1, 1), 1, False, True),
-    Case("dualpipev", (1, 2, 1), 1, True, True),
-    Case("1f1b", (1, 1, 2), 1, False, True),
+    (ONE, "off"),
+    (Case("dualpipe", (2, 1, 1), 1, False, True), "off"),
+    (Case("dualpipev", (1, 2, 1), 1, True, True), "shard"),
+    (Case("dualpipe", (2, 1, 2), 1, False, True), "shard"),
 ]
 
 
-def config_of(case: Case, precision: str = "float64") -> Config:
+def config_of(case: Case, zero: str = "off", precision: str = "float64") -> Config:
     config = case.config()
     config.run.steps = STEPS
     config.precision.parameters = precision  # type: ignore[assignment]
+    config.optimizer.zero = zero  # type: ignore[assignment]
     config.checkpoint.keep = 10
     return config
 
 
-def train(
-    process: Process,
-    case: Case,
-    folder: str,
-    saves: bool,
-    loads: bool,
-    change: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+def train(process: Process, config: Config, folder: str, saves: bool) -> dict[str, Any]:
     """Losses by step, and the weights and biases after the last one; after SAVED steps it saves, or
     it starts there from what was saved."""
-    config = config_of(case)
-    for key, value in (change or {}).items():
-        section, name = key.split(".")
-        setattr(getattr(config, section), name, value)
     layout = build(config, process, torch.device("cpu"))
     trainer, progress, losses = Trainer(layout), Progress(), {}
     checkpoints = Checkpoints(layout, lambda: Path(folder), 7)
-    if loads:
+    if not saves:
         progress = checkpoints.load().progress
         assert progress == Progress(SAVED, SAVED * 16, SAVED * 16 * 6)
     while progress.step < STEPS:
         step = progress.step
         tokens = torch.randint(0, 257, (16, 8), generator=torch.Generator().manual_seed(step))
-        parts = tokens[:, : 7 + case.mtp].split(layout.sequences)
+        parts = tokens[:, : 7 + config.model.mtp.depth].split(layout.sequences)
         first = layout.data_rank * config.pipeline.micro_batches
         done = trainer.step(progress, lambda m, p=parts, f=first: {TOKENS: p[f + m]})
         losses[step] = (done.loss, done.gradient_norm)
@@ -91,8 +81,8 @@ def train(
     return {"losses": losses, "weights": weights}
 
 
-def go_on(process: Process, case: Case, folders: list[str]) -> list[dict[str, Any]]:
-    return [train(process, case, folder, saves=False, loads=True) for folder in folders]
+def go_on(process: Process, config: Config, folders: list[str]) -> list[dict[str, Any]]:
+    return [train(process, config, folder, saves=False) for folder in folders]
 
 
 def world(case: Case) -> int:
@@ -103,9 +93,10 @@ def world(case: Case) -> int:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, list[dict[str, Any]]]]:
     """The folder of each layout's checkpoint, and what its ranks gave without interruption."""
     runs = []
-    for case in LAYOUTS:
+    for case, zero in LAYOUTS:
         folder = tmp_path_factory.mktemp("run")
-        runs.append((folder, run_world(world(case), train, case, str(folder), True, False)))
+        config = config_of(case, zero)
+        runs.append((folder, run_world(world(case), train, config, str(folder), True)))
     return runs
 
 
@@ -114,9 +105,10 @@ def test_any_layout_goes_on_from_any_other(
     second: int, saved: list[tuple[Path, list[dict[str, Any]]]]
 ) -> None:
     """In the same one bit for bit, in others to rounding in float64."""
-    case, undisturbed = LAYOUTS[second], saved[second][1]
+    (case, zero), undisturbed = LAYOUTS[second], saved[second][1]
     folders = [str(folder) for folder, _ in saved]
-    for rank, results in enumerate(run_world(world(case), go_on, case, folders)):
+    config = config_of(case, zero)
+    for rank, results in enumerate(run_world(world(case), go_on, config, folders)):
         theirs = undisturbed[rank]
         for first, ours in enumerate(results):
             tolerance = 0.0 if first == second else 1e-10
@@ -128,6 +120,18 @@ def test_any_layout_goes_on_from_any_other(
                 np.testing.assert_allclose(
                     value, theirs["weights"][name], 0, tolerance, err_msg=f"{where}: {name}"
                 )
+
+
+@pytest.mark.parametrize("zero", ["off", "shard", "deepspeed"])
+def test_bfloat16_goes_on_bit_for_bit(tmp_path: Path, zero: str) -> None:
+    case = Case("dualpipe", (2, 1, 1), 1, False, True)
+    config = config_of(case, zero, "bfloat16")
+    config.optimizer.moments = "float32" if zero == "deepspeed" else "bfloat16"
+    undisturbed = run_world(2, train, config, str(tmp_path), True)
+    for ours, theirs in zip(run_world(2, train, config, str(tmp_path), False), undisturbed):
+        assert ours["losses"] == {step: theirs["losses"][step] for step in range(SAVED, STEPS)}
+        for name, value in ours["weights"].items():
+            assert np.array_equal(value, theirs["weights"][name]), name
 
 
 # One process, whose state is made of numbers
