@@ -18,7 +18,7 @@ from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
 from trainer.run.exit import reported
-from trainer.run.local_ranks import limit_threads, require_room, run_ranks_here
+from trainer.run.local_ranks import limit_threads, require_room, run_again_and_again
 from trainer.run.print_schedule import add_schedule_options, print_schedule, schedule_wanted
 from trainer.run.rank import run_rank, said_once
 
@@ -48,8 +48,8 @@ def _train(arguments: Sequence[str]) -> int:
         if place is None:
             require_room("train", ranks)
         validate(config, ranks if place is None else place.world)
-    if place is None and ranks > 1:
-        return run_ranks_here("train", ranks)
+    if place is None and (ranks > 1 or config.run.restarts):
+        return run_again_and_again("train", ranks, config.run.restarts)
     if place is None:
         limit_threads()
     from trainer.run.train import train  # imports torch, which a bad config need not wait for

@@ -19,8 +19,11 @@ COMPUTED = (
     "run.steps", "run.tokens", "run.seed", "precision", "model", "data", "optimizer", "recipe",
 )  # fmt: skip
 FREE = (
-    "run.name", "run.dir", "run.overwrite", "run.device", "run.timeout", "run.io_timeout", "mesh",
-    "pipeline", "recompute", "metrics", "checkpoint",
+    "run.name", "run.dir", "run.overwrite", "run.device", "run.timeout", "run.io_timeout",
+    "run.restarts", "run.check_copies_every", "mesh", "pipeline", "recompute", "metrics",
+    "checkpoint",
+    # What is done about steps that go wrong: a run that these have stopped may go on with others.
+    "optimizer.skip_limit", "optimizer.spike", "optimizer.spike_threshold",
     # Who keeps the state, not what it is.
     "optimizer.zero",
     # Only the initial weights come from there.

@@ -46,6 +46,9 @@ class RunConfig:
     """Seconds that a collective may take before the run gives up."""
     io_timeout: Annotated[float, Range(above=0, most=1e6)] = 7200.0
     """Seconds that ranks wait for the slowest to read text or weights, or to save them."""
+    restarts: Annotated[int, Range(0, 10**6)] = 0
+    """How often a run whose processes have failed is started again, to go on from its newest
+    checkpoint; where torchrun starts them, its --max-restarts says so."""
     check_copies_every: Annotated[int, Range(0, 10**9)] = 100
     """Steps between checks that all copies of weights and optimizer state are the same bits, which
     are also made before each checkpoint; 0 makes none."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
 from parallel.ranks.environment import STORE
 from trainer.errors import ConfigError
+from trainer.run.exit import say
+from trainer.run.signals import SIGNALS
+from trainer.run.startup import JOB, RESTARTS
 from trainer.run.supervise import Child, supervise
 
 THREADS = "OMP_NUM_THREADS"
@@ -47,6 +52,19 @@ def require_room(prog: str, ranks: int) -> None:
             f"{most}: start them on several machines with `torchrun --nnodes N --nproc-per-node M "
             f"--rdzv-backend c10d --rdzv-endpoint HOST launch/{prog}.py ...`, or change mesh"
         )
+
+
+def run_again_and_again(prog: str, ranks: int, restarts: int) -> int:
+    """As `run_ranks_here`, and up to `restarts` times again where ranks have failed: not where the
+    command makes no sense, nor where it was asked to stop."""
+    job = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    for count in itertools.count():
+        code = run_ranks_here(prog, ranks, {JOB: job, RESTARTS: str(count)})
+        final = {0, ConfigError.exit_code, *(128 + number for number in SIGNALS)}
+        if code in final or count == restarts:
+            return code
+        say(f"{prog}: starting all ranks again, restart {count + 1} of {restarts}")
+    raise AssertionError
 
 
 def run_ranks_here(prog: str, ranks: int, environment: Mapping[str, str] | None = None) -> int:

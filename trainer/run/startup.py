@@ -14,6 +14,8 @@ from trainer.run.signals import SIGNALS
 
 SUPERVISOR = "TANDEM_SUPERVISOR"
 """The environment variable with the process id of the parent that supervises this process."""
+JOB, RESTARTS = "TANDEM_JOB", "TANDEM_RESTARTS"
+"""What a supervisor that starts its ranks again calls them all, and how often it has done so."""
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _PR_SET_PDEATHSIG = 1
 

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, cast, get_args
 from trainer.errors import RunError
 from trainer.io.json_object import read_json_object
 from trainer.io.no_links import create, remove
+from trainer.run.startup import JOB, RESTARTS
 
 STATUS = "run.json"
 _NEW = ".run.json.new"
@@ -21,8 +22,8 @@ State: TypeAlias = Literal["running", "stopped", "failed", "finished"]
 
 @dataclass(frozen=True)
 class Status:
-    """state: "running" is also what a killed process leaves. job: torchrun's name of the job that
-    runs it, None without torchrun. source: checkpoint.resume where that is a folder."""
+    """state: "running" is also what a killed process leaves. job: the name of the job that runs it,
+    as `this_job` gives it. source: checkpoint.resume where that is a folder."""
 
     state: State = "running"
     job: str | None = None
@@ -34,13 +35,14 @@ class Status:
 
 
 def this_job() -> str | None:
-    """torchrun's name of the job that this process belongs to."""
-    return os.environ.get("TORCHELASTIC_RUN_ID")
+    """The name that the supervisor, or torchrun, gives to all that it starts for one command."""
+    return os.environ.get(JOB) or os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def is_restarted() -> bool:
-    """Whether torchrun has started the ranks of this job before, and they failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    """Whether the ranks of this job have been started before, and have failed."""
+    counts = os.environ.get(RESTARTS), os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    return any(count not in (None, "0") for count in counts)
 
 
 def read_status(folder: Path) -> Status | None:
