@@ -82,7 +82,7 @@ def test_every_sink_gets_every_value_of_a_step_once() -> None:
     first = {
         "loss": 5.5, "mtp_1_loss": 6.5, "total_loss": 7.0, "balance": 1.01, "load_max": 2.0,
         "load_unused": 0.125, "learning_rate": 3e-4, "bias_gamma": 0.001, "balance_alpha": 1e-4,
-        "mtp_weight": 0.3, "sequences": 16, "gradient_norm": 2.5, "tokens": tokens,
+        "mtp_weight": 0.3, "sequences": 16, "gradient_norm": 2.5, "skipped": 0, "tokens": tokens,
         "tokens_per_second": 2 * tokens, "seconds": 0.5,
     }  # fmt: skip
     second = first | {

@@ -62,6 +62,13 @@ class Gradients:
             wait()
         self._started = []
 
+    def take_values_of_first(self) -> None:
+        """Give the values of the first copy to the others, where every copy has all of them."""
+        for share in self.shares:
+            bucket = share.bucket
+            if share.cut is None and bucket.group is not None:
+                dist.broadcast(bucket.values, src=bucket.ranks[0], group=bucket.group)
+
     def norm(self) -> Tensor:
         """The global 2-norm of reduced gradients, float64; every parameter counts once."""
         device = self.shares[0].bucket.gradient.device

@@ -37,6 +37,7 @@ from trainer.model.partition import Partition, moe_layers, partition_layers
 from trainer.model.stage import ModelStage, Objective
 from trainer.objective.objective import TrainingObjective
 from trainer.objective.pretraining import Pretraining
+from trainer.optim.average import WeightAverage
 from trainer.optim.optimizer import Optimizer
 from trainer.recipe.recipe import StepRecipe
 
@@ -48,8 +49,9 @@ Placements = Mapping[int, ExpertPlacement]
 class Layout:
     """What a rank holds. `build` makes one.
 
-    copies_of: by parameter, the ranks that hold it. groups: by such a set. patient: group to wait
-    in for ranks that read or save weights (see `together`).
+    average: of the weights, where optimizer.ema asks for one. copies_of: by parameter, the ranks
+    that hold it. groups: by such a set. patient: group to wait in for ranks that read or save
+    weights (see `together`).
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Layout:
     objective: TrainingObjective
     gradients: Gradients
     optimizer: Optimizer
+    average: WeightAverage | None
     copies_of: Mapping[str, RankSet]
     groups: Mapping[RankSet, dist.ProcessGroup]
     transport: Transport | None
@@ -178,6 +181,7 @@ def build(
     gradients, optimizer = make_optimizer(
         part, copies_of, groups, process.rank, partition, stages, config.optimizer
     )
+    decay = config.optimizer.ema
     return Layout(
         config=config,
         process=process,
@@ -190,6 +194,7 @@ def build(
         objective=Pretraining(config.data.sequence_length, config.model.mtp.depth),
         gradients=gradients,
         optimizer=optimizer,
+        average=None if decay is None else WeightAverage(optimizer, gradients, decay),
         copies_of=copies_of,
         groups=groups,
         transport=_transport(config, mesh, schedule, process.rank, device),

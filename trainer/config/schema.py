@@ -148,6 +148,9 @@ class OptimizerConfig:
     """Decay of the two moments."""
     eps: Annotated[float, Range(above=0, most=1)] = 1e-8
     """Added to the denominator."""
+    ema: Annotated[float | None, Range(above=0, below=1)] = None
+    """Decay of an exponential moving average of the weights, kept in CPU memory; null keeps none.
+    """
     weight_decay: Annotated[float, Range(0, 1000)] = 0.1
     """Decoupled decay of matrices; none on norms and the router bias."""
     muon_momentum: Annotated[float, Range(least=0, below=1)] = 0.95
@@ -181,6 +184,8 @@ class MetricsConfig:
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_sequences: Annotated[int, Range(1, 10**9)] = 64
     """Held-out sequences of an evaluation; fewer if there are fewer."""
+    eval_ema: bool = True
+    """With optimizer.ema, evaluate the averaged weights, too."""
     loads_every: Annotated[int, Range(0, 10**9)] = 1
     """Steps between rows of metrics.jsonl that have each expert's load; 0 leaves it out."""
     picture: bool = True
@@ -219,6 +224,8 @@ class CheckpointConfig:
     one, as in [optimizer.lr, run.steps]."""
     export_hf: bool = True
     """At the end, save the weights as a checkpoint in the Hugging Face layout: RUN/weights."""
+    export_ema: bool = False
+    """At the end, save the averaged weights of optimizer.ema, too: RUN/weights-ema."""
     export_dtype: StorageType = "float32"
     """Type of the saved weights; fp8 is for matrices, in blocks of 128 x 128, the rest bfloat16."""
 

@@ -133,6 +133,10 @@ def _optimizer_problems(config: Config) -> Iterator[str]:
 def _checkpoint_problems(config: Config) -> Iterator[str]:
     """What keeps a run from starting from its checkpoint, or from leaving one."""
     model = config.model
+    if config.checkpoint.export_ema and config.optimizer.ema is None:
+        yield "checkpoint.export_ema needs averaged weights: set optimizer.ema, as to 0.999"
+    if config.checkpoint.export_ema and not config.checkpoint.export_hf:
+        yield "checkpoint.export_ema needs checkpoint.export_hf: set it to true"
     if config.checkpoint.export_hf and (reason := not_representable(model)):
         yield f"{reason}; set checkpoint.export_hf to false to train without saving weights"
     names = [key.name for key in keys(Config)]

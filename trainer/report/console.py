@@ -128,6 +128,9 @@ class RunConsole:
         if "validation_bits_per_byte" in values:
             said += f", {values['validation_bits_per_byte'].value:.4f} bits per byte,"
         self.say(f"{said} after step {done}")
+        if "validation_loss_ema" in values:
+            loss = values["validation_loss_ema"].value
+            self.say(f"validation loss {loss:.4f} of the averaged weights after step {done}")
 
     def _say_sample(self, done: int, text: str) -> None:
         self.say(f"sample after step {done}:")

@@ -21,6 +21,7 @@ from trainer.run.status import STATUS
 MARKER, LOCK = ".tandem-run", ".lock"
 CONFIG, METRICS, WEIGHTS = "config.yaml", "metrics.jsonl", "weights"
 FLIGHT = "flight"  # what each rank is doing
+AVERAGED = "weights-ema"  # averaged by optimizer.ema
 PREVIOUS = "previous-weights"  # of the run that was replaced, until this one has weights
 _MARK = b"A run folder of Tandem: with run.overwrite, a run of this name replaces what is in it.\n"
 _NEW_CONFIG = ".config.yaml.new"

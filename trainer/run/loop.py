@@ -22,7 +22,7 @@ from trainer.recipe.progress import Progress
 from trainer.report.console import RunConsole
 from trainer.report.metrics import Metrics
 from trainer.report.picture import draw_own_run
-from trainer.run.folder import RunFolder
+from trainer.run.folder import AVERAGED, RunFolder
 from trainer.run.records import record_step, record_validation
 from trainer.run.sample import sample_text
 from trainer.run.saving import Saving
@@ -170,7 +170,20 @@ class Loop:
             where = saved or self._save_or_why_not()
             raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
         record_validation(self.metrics, loss, self.text.bytes_per_token())
-        return loss
+        return loss if self._evaluate_average() else None
+
+    def _evaluate_average(self) -> bool:
+        """Record the validation loss of the averaged weights, if there are any; whether it was not
+        asked to stop meanwhile."""
+        layout = self.trainer.layout
+        if layout.average is None or not layout.config.metrics.eval_ema:
+            return True
+        with layout.average.as_weights():
+            held_out = {TOKENS: self.text.windows}
+            means = self.trainer.evaluate(held_out, lambda: self.stop.asked)
+        if means is not None:
+            self.metrics.record("validation_loss_ema", means["loss"], "last")
+        return means is not None
 
     def _sample(self, step: int) -> None:
         """Record a text that the model writes."""
@@ -201,7 +214,12 @@ class Loop:
         place = together(lambda: folder.weights() if folder is not None else None)
         weights: Path = gather(place)[0]
         with self.console.bytes("saving weights") as progress:
-            save_checkpoint(self.trainer.layout, weights, self.companions, progress)
+            layout = self.trainer.layout
+            save_checkpoint(layout, weights, self.companions, progress)
+            if layout.average is not None and config.checkpoint.export_ema and not failed:
+                with layout.average.as_weights():
+                    averaged = weights.with_name(AVERAGED)
+                    save_checkpoint(layout, averaged, self.companions, progress)
         said = folder.saved(keep_previous=failed) if folder is not None else ""
         return f"weights in {weights}{said}"
 

@@ -19,6 +19,7 @@ from trainer.model.moe import BALANCE
 from trainer.model.names import bias_name, named_biases
 from trainer.model.partition import layer_name, moe_layers
 from trainer.model.stage import MicroBatch
+from trainer.optim.average import update_weights
 from trainer.recipe.progress import Progress
 from trainer.recipe.recipe import Recipe, StepRecipe
 
@@ -125,7 +126,7 @@ class Trainer:
         updated = not not_finite and accepts(losses["loss"])
         if updated:
             self.recorder.note("update of the weights")
-            layout.optimizer.step(norm, recipe.learning_rate)
+            update_weights(layout.optimizer, layout.average, norm, recipe.learning_rate)
             self._move_biases(batch.loads_LE, recipe.bias_gamma)
         return StepMetrics(
             losses=losses,

@@ -17,6 +17,7 @@ from trainer.checkpoint.state.write import BackgroundWriter, Outcome, read_fragm
 from trainer.config.same_run import changes, flat
 from trainer.errors import CheckpointError, ConfigError
 from trainer.model.names import BIAS, named_biases, released_name
+from trainer.optim.average import KIND
 from trainer.optim.state import Fragment
 from trainer.recipe.progress import Progress
 
@@ -171,11 +172,15 @@ class Checkpoints:
             progress(done := done + count, max(done, total))
 
         read_fragments(path, index, wanted, self._group, read)
+        if self._layout.average is not None and KIND not in kinds:
+            self._layout.average.restart()  # from the weights that were read
 
 
 def state_of(layout: Layout) -> list[Fragment]:
-    """All state of this rank that a run needs to go on: masters, the optimizer's, router biases."""
-    return [*layout.optimizer.state(), *_router_biases(layout)]
+    """All state of this rank that a run needs to go on: masters, the optimizer's, the average of
+    the weights, router biases."""
+    average = layout.average.state() if layout.average is not None else ()
+    return [*layout.optimizer.state(), *average, *_router_biases(layout)]
 
 
 def _router_biases(layout: Layout) -> Iterator[Fragment]:
