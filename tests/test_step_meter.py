@@ -28,6 +28,8 @@ from trainer.config.schema import (
     PipelineConfig,
     RunConfig,
 )
+from trainer.recipe.progress import Progress
+from trainer.recipe.recipe import Recipe
 from trainer.report.metrics import Metrics
 from trainer.run import step_meter
 from trainer.run.step_meter import StepMeter, peak_memory
@@ -52,9 +54,10 @@ def config() -> Config:
 def run_step(layout: Layout, executor: Executor, meter: StepMeter, step: int) -> None:
     parts, per_flow = random_parts(layout, step), layout.schedule.micro_batches_per_flow
     layout.optimizer.zero()
+    weights = layout.loss_weights(Recipe(layout.config).at(Progress()))
     with meter.step(step):
-        executor.run(lambda flow, n: parts[flow * per_flow + n])
-    meter.record(step)
+        executor.run(lambda flow, n: parts[flow * per_flow + n], weights)
+    meter.record(step, last=step == 3)
     meter.metrics.end_step(step)
 
 

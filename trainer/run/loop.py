@@ -86,7 +86,7 @@ class Loop:
             saved = self._save() if last else None  # first: an evaluation can be killed
             try:
                 interrupted = False
-                meter.record(step)
+                meter.record(step, last)
                 if last or (_is_due(step, config.metrics.eval_every) and not done.stop):
                     loss = self._evaluate(step, saved)
                     interrupted = loss is None

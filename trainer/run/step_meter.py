@@ -75,12 +75,12 @@ class StepMeter:
         watched.log.settle()
         self._watched = watched
 
-    def record(self, step: int) -> None:
-        """Record what was watched, and now and then the memory. Collective."""
+    def record(self, step: int, last: bool) -> None:
+        """Record what was watched, and now and then the memory. last: of the run. Collective."""
         if self._watched is not None:
             self._record_watched(step, self._watched)
-        run, every = self.layout.config.run, self.layout.config.metrics.log_every
-        if step == 0 or (step + 1) % every == 0 or step + 1 == run.steps:
+        every = self.layout.config.metrics.log_every
+        if step == 0 or (step + 1) % every == 0 or last:
             peaks = gather(peak_memory(self.layout.device))
             self.metrics.record("peak_memory_gib", max(peaks) / 2**30, "max")
             self.metrics.record("peak_memory_rank", peaks.index(max(peaks)), "last")
