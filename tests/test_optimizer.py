@@ -51,7 +51,7 @@ class Setting:
 
     def config(self) -> Config:
         case = Case(self.schedule, self.mesh, self.mtp, False, True, self.layers).config()
-        case.data.global_batch = 24
+        case.data.global_batch = 48
         return replace(
             case,
             model=replace(case.model, dense_dim=23),  # no number of copies divides it
@@ -392,14 +392,9 @@ class ShardedCase(Case):
         return config
 
 
-@pytest.mark.parametrize(
-    ("schedule", "mesh"), [("dualpipe", (2, 2, 1)), ("1f1b", (2, 1, 2))], ids=str
-)
-def test_sharded_training_gives_the_numbers_of_one_process(
-    schedule: str, mesh: tuple[int, int, int]
-) -> None:
+def test_sharded_training_gives_the_numbers_of_one_process() -> None:
     alone = run_case(Process(), Case("1f1b", (1, 1, 1), 1, recompute=False, overlap=False))
-    case = ShardedCase(schedule, mesh, 1, recompute=False, overlap=True)
+    case = ShardedCase("dualpipe", (2, 2, 1), 1, recompute=False, overlap=True)
     for (result,) in run_world(4, run_cases, [case]):
         for ours, theirs in zip(result["steps"], alone["steps"]):
             assert ours.loss == pytest.approx(theirs.loss, rel=1e-10)
