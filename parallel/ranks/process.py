@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from parallel.errors import TandemError
 from parallel.ranks.environment import STORE, place_from_environment
+from parallel.ranks.fresh_store import fresh_store
 from parallel.ranks.roll_call import RollCall
 
 
@@ -74,7 +75,7 @@ def join(process: Process, device: torch.device, timeout: timedelta, init_method
         timeout=timeout,
     )
     # torchrun's agent serves the store of its ranks; else the first of them does.
-    host = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    host = None if _agent_serves() else 0
     return RollCall(dist.PrefixStore("roll_call", store), process.rank, process.world, host)
 
 
@@ -84,6 +85,8 @@ def _store(process: Process, timeout: timedelta, init_method: str) -> dist.Store
     if descriptor is None:
         found = dist.rendezvous(init_method, process.rank, process.world, timeout=timeout)
         store: dist.Store = next(iter(found))[0]
+        if _agent_serves():
+            return fresh_store(store, process.rank, process.world, timeout)
         return store
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -94,6 +97,11 @@ def _store(process: Process, timeout: timedelta, init_method: str) -> dist.Store
         wait_for_workers=False,
         master_listen_fd=int(descriptor),
     )
+
+
+def _agent_serves() -> bool:
+    """Whether torchrun's agent serves the store, to all starts of its job."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def leave() -> None:
