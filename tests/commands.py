@@ -34,13 +34,18 @@ def simulate_command(*arguments: object) -> int:
 
 
 def start(
-    folder: Path, *arguments: str, processes: int = 0, script: str = "launch/train.py"
+    folder: Path,
+    *arguments: str,
+    processes: int = 0,
+    restarts: int = 0,
+    script: str = "launch/train.py",
 ) -> subprocess.Popen[str]:
-    """Start a script; it starts its ranks by itself, or torchrun does with `processes`."""
+    """Start a script; it starts its ranks by itself, or torchrun does with `processes`, and so many
+    times again."""
     launcher = [sys.executable]
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(processes)]
+        launcher += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}}
     environment |= {"PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -68,6 +68,20 @@ def test_a_run_goes_on_after_a_kill_damage_and_a_signal(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10, msg=name)
 
 
+@pytest.mark.faults
+def test_torchrun_starts_a_run_again_and_it_goes_on(tmp_path: Path) -> None:
+    """In its folder, though it was told to replace what is there; one rank after the other dies."""
+    process = start(tmp_path, *RUN, "--run.overwrite", "true", processes=2, restarts=2)
+    for rank, step in ((1, 8), (0, 20)):
+        wait_for((tmp_path / f"runs/tiny/checkpoints/step-{step:08d}").is_dir, 120)
+        os.kill(children(process)[rank], signal.SIGKILL)
+    assert finish(process, 200)[0] == 0
+    assert [row["step"] for row in rows(tmp_path)] == list(range(40))
+    events = rows(tmp_path, events=True)
+    assert sum(row["event"] == "restart" for row in events) == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+
+
 # Which folder a run gets
 
 

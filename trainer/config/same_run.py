@@ -33,14 +33,16 @@ FREE = (
 )  # fmt: skip
 
 
-def is_free(key: str) -> bool:
-    """Whether a key may change. KeyError if there is no rule for it."""
+def rule(key: str) -> str | None:
+    """The entry of FREE or COMPUTED that a key goes by, if there is one."""
     parts = key.split(".")
-    for count in range(len(parts), 0, -1):
-        prefix = ".".join(parts[:count])
-        if prefix in FREE or prefix in COMPUTED:
-            return prefix in FREE
-    raise KeyError(key)
+    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in FREE or prefix in COMPUTED), None)
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may change; one without a rule may not."""
+    return rule(key) in FREE
 
 
 def flat(config: Config) -> dict[str, Any]:
