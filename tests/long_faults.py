@@ -6,10 +6,10 @@ the weights of one that nobody has touched, bit for bit.
 
 Every run is a small model on two processes, started in turn by launch/train.py and by torchrun.
 What happens to it: SIGKILL, SIGSTOP or SIGTERM to a rank, SIGKILL or SIGTERM to what has started
-the ranks, and a flipped bit in the newest checkpoint; most often while it trains, else at any moment
-of its start. A run that has ended before its last step, as it does when its launcher is killed, is
-started again by the same command. Exit code 1 if any run has not come back, has other weights, or
-has left a process behind.
+the ranks, and a flipped bit in the newest checkpoint; most often while it trains, else at any
+moment of its start. A run that has ended before its last step, as it does when its launcher is
+killed, is started again by the same command. Exit code 1 if any run has not come back, has other
+weights, or has left a process behind.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from pathlib import Path
 import torch
 
 from tests.commands import ROOT, TINY, saved_weights
+from trainer.run.exit import signals_as_exceptions
 
-STEPS, EVERY = 400, 10
+STEPS, EVERY = 200, 5
 OPTIONS = (
     "--config", TINY, "--run.steps", str(STEPS), "--checkpoint.every", str(EVERY),
     "--checkpoint.keep", "3", "--optimizer.zero", "shard", "--run.timeout", "8",
@@ -194,19 +195,23 @@ class Chaos:
         self._compare(run)
 
     def _wait(self, run: Run) -> None:
-        """Until a random moment, most often of training."""
+        """Until a random moment of the next steps, or now and then of the start."""
         if self._random.random() < 0.2:
             time.sleep(self._random.uniform(0.0, 6.0))
             return
+        steps = self._random.randrange(1, 30)
         since, deadline = time.time(), time.monotonic() + 60.0
+        first: int | None = None  # the first step of this start, once it goes on
         while time.monotonic() < deadline and run.process is not None:
-            written = 0.0
             with suppress(OSError):
-                written = (run.place() / "metrics.jsonl").stat().st_mtime
-            if written > since or run.process.poll() is not None:
+                if first is None and (run.place() / "metrics.jsonl").stat().st_mtime > since:
+                    first = run.steps()
+            if run.process.poll() is not None or (
+                first is not None and run.steps() > first + steps
+            ):
                 break
             time.sleep(0.1)
-        time.sleep(self._random.uniform(0.0, 3.0))
+        time.sleep(self._random.uniform(0.0, 0.5))
 
     def _harm(self, run: Run, kills: int | None) -> None:
         assert run.process is not None
@@ -301,7 +306,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        report = Chaos(folder, given.seed).go(kills, given.minutes)
+        with signals_as_exceptions():
+            report = Chaos(folder, given.seed).go(kills, given.minutes)
         result = report.as_json()
     for key, value in {} if given.json else result.items():
         print(f"{key.replace('_', ' ')}: {value}")

@@ -3,7 +3,10 @@ does not come is named."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -75,3 +78,28 @@ def test_the_rank_that_hangs_is_named_once_by_those_that_do_not(tmp_path: Path) 
     line = "rank 2 does not answer (last seen in step 7, N s ago)"
     found = run_world(3, _lose_rank_2, str(tmp_path / "store"))
     assert found == [(line, True), (line, False), ("", False)]
+
+
+def _lose_the_link(process: Process, file: str) -> tuple[str, bool, float]:
+    """Rank 1's connections end, while all ranks live."""
+    roll_call = RollCall(dist.FileStore(file, 2), process.rank, 2)
+    dist.barrier()
+    if process.rank == 1:
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as link:
+                link.getpeername()  # only what is connected
+                link.shutdown(socket.SHUT_RDWR)
+    start = time.monotonic()
+    try:
+        with roll_call.held_on_failure(lambda: False):
+            dist.all_reduce(torch.zeros(1))
+    except LostRankError as error:
+        return str(error), error.speaks, time.monotonic() - start
+    return "", False, 0.0
+
+
+def test_a_lost_link_is_an_error_on_both_sides(tmp_path: Path) -> None:
+    found = run_world(2, _lose_the_link, str(tmp_path / "store"))
+    assert all(line.startswith(f"rank {rank} has lost another") for rank, (line, *_) in
+               enumerate(found)), found  # fmt: skip
+    assert [speaks for _, speaks, _ in found] == [True, False]

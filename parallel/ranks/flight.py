@@ -46,7 +46,9 @@ class FlightRecorder:
         with suppress(FileNotFoundError):
             file.unlink()  # a process that still writes the old one shall not write into this
         self.handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        os.write(self.handle, bytes(_RECORD.size * _RECORDS))
+        empty = bytes(_RECORD.size * _RECORDS)
+        while empty:  # a disk that is nearly full takes a part, and refuses the next
+            empty = empty[os.write(self.handle, empty) :]
         self.failed: str | None = None
         self._number = 0
         self._phase = self._item = b""

@@ -46,6 +46,8 @@ def flight_recorder(
     try:
         yield recorder
     except BaseException as error:
+        if recorder is not None and recorder.failed:
+            say(f"rank {rank} has kept no flight record to the end: {recorder.failed}")
         if isinstance(error, TandemError | KeyboardInterrupt | SystemExit) and rank == 0:
             flight.remove()
         raise
@@ -58,7 +60,7 @@ def _loud(rank: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        say(f"rank {rank} keeps no flight record: {error.filename}: {error.strerror}")
+        say(f"rank {rank} keeps no flight record: {error.strerror}; training on")
 
 
 @dataclass(frozen=True)
