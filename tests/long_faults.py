@@ -33,6 +33,7 @@ import torch
 
 from tests.commands import ROOT, TINY, saved_weights
 from trainer.run.exit import signals_as_exceptions
+from trainer.run.status import read_status
 
 STEPS, EVERY = 200, 5
 OPTIONS = (
@@ -106,6 +107,11 @@ class Run:
             return [int(pid) for pid in path.read_text().split()]
         return []
 
+    def is_finished(self) -> bool:
+        """Whether it says so: from then on the same command makes another run."""
+        status = read_status(self.place())
+        return status is not None and status.finished
+
     def is_stuck(self) -> bool:
         seen = (self.place(), self.steps(), len(self.rows("restart")), self.starts)
         if seen != self._seen:
@@ -175,7 +181,7 @@ class Chaos:
         run, restarts, before = self._now, 0, 0
         while True:
             if run.process is None or run.process.poll() is not None:
-                if run.process is not None and run.process.returncode == 0:
+                if run.process is not None and run.is_finished():
                     break
                 run.start()
             self._wait(run)

@@ -121,7 +121,7 @@ OTHER = "other/checkpoints/step-00000001"
         ([(STOPPED, 2)], "never", True, "mine-2", None),  # of another job
         ([(Status("failed", "job"), 2)], "never", True, "mine", 2),
         ([(Status("running", "job"), 0)], "auto", True, "mine", None),
-        ([(Status("finished", "job"), 2)], "auto", True, "mine-2", None),
+        ([(Status("finished", "job"), 2)], "auto", True, "mine", 2),
         ([], "other", False, "mine", 2),
         ([], OTHER, False, "mine", 1),
         ([(STOPPED, 4)], "other", False, "mine-2", 2),

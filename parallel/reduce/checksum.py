@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel.ranks.mesh import RankSet
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
-_AT_ONCE = 1 << 22  # words, so that what is computed with stays small
+_IN_CACHE, _ON_DEVICE = 1 << 16, 1 << 24  # words at a time
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,15 @@ def checksum(tensor: Tensor) -> int:
     change of one word, and no flip of two bits, goes unseen: odd factors have an inverse, and
     2^a (2 i + 1) is equal to no other 2^b (2 j + 1)."""
     words = tensor.contiguous().view(-1).view(_WORDS[tensor.element_size()])
+    on_cpu = tensor.device.type == "cpu"
+    at_once = min(len(words), _IN_CACHE if on_cpu else _ON_DEVICE)
+    factors = torch.arange(1, 2 * at_once, 2, device=tensor.device)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(words), _AT_ONCE):
-        part = words[start : start + _AT_ONCE].to(torch.int64)
-        factors = torch.arange(2 * start + 1, 2 * (start + len(part)), 2, device=tensor.device)
-        total += (part * factors).sum()
+    for start in range(0, len(words), max(1, at_once)):
+        part = words[start : start + at_once].to(torch.int64)
+        own = factors[: len(part)]
+        weighted = torch.dot(part, own) if on_cpu else (part * own).sum()
+        total += weighted + 2 * start * part.sum()
     return int(total)
 
 

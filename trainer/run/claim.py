@@ -85,10 +85,12 @@ def claim(config: Config, config_files: Sequence[str], say: Callable[[str], None
 def _goes_on(folder: Path, config: Config, source: str | None) -> bool:
     """Whether this start is one more of the run in `folder`."""
     status = read_status(folder) if is_run_folder(folder) else None
-    if status is None or status.finished or status.source != source:
+    if status is None or status.source != source:
         return False
     if is_restarted() and status.job == this_job():
-        return True
+        return True  # even if it is finished: a rank may fail when the first one has said so
+    if status.finished:
+        return False
     anew = config.run.overwrite or config.checkpoint.resume == "never"
     return not anew and bool(checkpoints(folder / CHECKPOINTS))
 
