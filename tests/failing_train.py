@@ -1,4 +1,4 @@
-"""launch/train.py with a fault on rank 1: FAULT=raise or FAULT=nan in step 1, or FAULT=text."""
+"""launch/train.py with a fault on rank 1: FAULT=raise, nan or flip in step 1, or FAULT=text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.model.stage import ModelStage
 from trainer.run.local_ranks import run_ranks_here
 from trainer.run.rank import run_rank
+from trainer.run.step import Trainer
 from trainer.run.train import train
 
 
@@ -37,6 +38,17 @@ def main() -> None:
         sys.exit(run_ranks_here("failing_train", 2))
     if os.environ.get("RANK") == "1" and os.environ["FAULT"] == "text":
         config.data.path = "other.txt"
+    elif os.environ.get("RANK") == "1" and os.environ["FAULT"] == "flip":
+        real = Trainer.step
+
+        def step(self, progress, *rest):  # type: ignore[no-untyped-def]
+            done = real(self, progress, *rest)
+            if progress.step == 1:
+                weight = self.layout.part.layers["1"].input_layernorm.weight
+                weight.data.view(torch.int32)[3] ^= 1
+            return done
+
+        Trainer.step = step
     elif os.environ.get("RANK") == "1":
         plain = ModelStage.forward
 

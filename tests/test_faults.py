@@ -86,3 +86,16 @@ def test_training_goes_on_where_nothing_can_be_written(tmp_path: Path) -> None:
         assert said in done.stderr, done.stderr
     assert done.stdout.count("failed checkpoint: ") == 3, done.stdout
     assert not list((tmp_path / "runs/tiny/checkpoints").glob("step-*"))
+
+
+def test_a_flipped_bit_ends_the_run_before_a_checkpoint_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "flip")
+    options = ("--config", TINY, "--run.check_copies_every", "100", "--checkpoint.every", "1")
+    code, out, err = finish(start(tmp_path, *options, script="tests/failing_train.py"))
+    assert code == 1 and err.count("\n") == 0, err
+    assert "step 2: ranks 0, 1 differ in " in err and "layers.1.input_layernorm.weight" in err, err
+    assert "copies differ" in out
+    checkpoints = tmp_path / "runs/tiny/checkpoints"
+    assert [path.name for path in checkpoints.glob("step-*")] == ["step-00000001"]

@@ -30,7 +30,7 @@ def write_suspect_data(
     ]
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    path = folder / f"step-{step:08d}.json"
-    remove(path)  # of the same step before a restart or a rollback
+    path = folder / f"step-{step:08d}-sequence-{sequences.start}.json"
+    remove(path)  # of the same step before a restart
     create(path, json.dumps({"step": step, "why": why, "sequences": rows}, indent=1).encode())
     return path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,7 @@ from parallel.ranks.together import gather, together
 from trainer.build.training_text import Text
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
-from trainer.errors import CopiesDifferError, NonFiniteError, Stopped, TandemError, UnhealthyError
-from trainer.guard.copies import check_copies
+from trainer.errors import NonFiniteError, Stopped, TandemError, UnhealthyError
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
 from trainer.recipe.progress import Progress
@@ -29,7 +30,7 @@ from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
 from trainer.run.step import StepMetrics, Trainer
 from trainer.run.step_meter import StepMeter
-from trainer.run.watch import Verdict, Watch
+from trainer.run.watch import Verdict, Watch, find_silent_errors
 
 
 @dataclass
@@ -111,12 +112,10 @@ class Loop:
         """One step, and what it means for those to come."""
         before, watch, length = self.progress, self._watch, self.text.batches.sequence_length
         accepts = partial(watch.accepts, before)
-        try:
+        with self._weights_saved():
             done = self.trainer.step(before, self._micro_batch, self.stop.asked, accepts)
             after = before.after_step(done.recipe.sequences, length)
             self.progress, verdict = watch.judge(before, after, done)
-        except UnhealthyError as error:  # on all ranks, with the weights of the step before
-            raise type(error)(f"{error}; {self._save_or_why_not()}") from error
         return done, verdict
 
     @property
@@ -131,8 +130,18 @@ class Loop:
         self.saving.finish()
         checkpoints = self.saving.checkpoints
         if checkpoints.all():
-            loaded = checkpoints.load()
-            self.progress = self._watch.rolled_back(self.progress, loaded.progress, loaded.path)
+            loaded, watch = checkpoints.load(), self._watch
+            with self._weights_saved():
+                self.progress = watch.rolled_back(self.progress, loaded.progress, loaded.path)
+
+    @contextmanager
+    def _weights_saved(self) -> Iterator[None]:
+        """Where training ends within since it goes wrong, on all ranks, the last good weights are
+        saved, and the error says where."""
+        try:
+            yield
+        except UnhealthyError as error:
+            raise type(error)(f"{error}; {self._save_or_why_not()}") from error
 
     def _check_copies(self, step: int, last: bool) -> None:
         """Look for silent errors, where that is due: no checkpoint is to keep one."""
@@ -142,14 +151,7 @@ class Loop:
         if not every or not (saves or _is_due(step, every)):
             return
         self._note(f"comparing the copies of the weights after step {step + 1}")
-        try:
-            check_copies(layout.part, layout.optimizer, layout.copies_of, layout.groups)
-        except CopiesDifferError as error:
-            self.metrics.event("copies_differ", step, str(error))
-            raise CopiesDifferError(
-                f"step {step + 1}: {error}: a rank has computed something wrong: start again to go "
-                "on from the last checkpoint; if it is the same machine again, leave it out"
-            ) from error
+        find_silent_errors(layout, self.metrics, step)
 
     def _micro_batch(self, m: int) -> MicroBatch:
         """The m-th of this data rank in the step that comes next."""

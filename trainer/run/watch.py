@@ -1,5 +1,5 @@
-"""Steps that go wrong, because something is not finite or the loss is a spike: what is done about
-them, and what is said."""
+"""Steps that go wrong, because something is not finite, the loss is a spike, or copies differ: what
+is done about them, and what is said."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from trainer.build.layout import Layout
 from trainer.build.training_text import Text
 from trainer.config.schema import OptimizerConfig
-from trainer.errors import NonFiniteError, SpikeError
+from trainer.errors import CopiesDifferError, NonFiniteError, SpikeError
+from trainer.guard.copies import check_copies
 from trainer.guard.spikes import WINDOW, Spike, find_spike
 from trainer.guard.suspect_data import write_suspect_data
 from trainer.recipe.progress import Progress
@@ -113,3 +115,16 @@ class Watch:
             f"{steps}the loss stays far above that of earlier steps: lower optimizer.lr, raise "
             "optimizer.spike_threshold, or set optimizer.spike to rollback or ignore"
         )
+
+
+def find_silent_errors(layout: Layout, metrics: Metrics, step: int) -> None:
+    """After a step, counted from 0: report copies that differ, and raise CopiesDifferError on every
+    rank if there are any. Collective."""
+    try:
+        check_copies(layout.part, layout.optimizer, layout.copies_of, layout.groups)
+    except CopiesDifferError as error:
+        metrics.event("copies_differ", step, str(error))
+        raise CopiesDifferError(
+            f"step {step + 1}: {error}: a rank has computed something wrong: start again to go on "
+            "from the last checkpoint; if it is the same machine again, leave it out"
+        ) from error
