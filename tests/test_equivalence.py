@@ -144,10 +144,10 @@ def _cases(mesh: tuple[int, int, int]) -> list[Case]:
             SCHEDULES, (0, 1), (False, True), (False, True)
         )
     ]
+    if mesh in {(4, 1, 1), (2, 2, 2)}:  # the half that has everything switched on
+        cases = [case for case in cases if case.mtp and case.overlap]
     if mesh in {(2, 1, 1), (4, 1, 1)}:
         cases += [Case(name, mesh, 1, True, True, layers) for name in MORE_SCHEDULES]
-    if mesh == (2, 2, 2):  # eight ranks on two cores: the half that has everything switched on
-        cases = [case for case in cases if case.mtp and case.overlap]
     # DualPipe needs two ranks to mirror each other.
     return [case for case in cases if not (case.schedule == "dualpipe" and mesh[0] == 1)]
 

@@ -284,6 +284,7 @@ def test_sharded_adamw_is_adamw_on_masters(precision: str, atol: float) -> None:
         require_divided(setting, by_rank)
 
 
+@pytest.mark.slow
 def test_deepspeed_shards_to_the_same_weights() -> None:
     """As DeepSpeed's partitions have no gaps, copies of a parameter may end one element apart."""
     pytest.importorskip("deepspeed")
@@ -294,6 +295,7 @@ def test_deepspeed_shards_to_the_same_weights() -> None:
         require_divided(setting, by_rank)
 
 
+@pytest.mark.slow
 def test_deepspeed_compiles_nothing_and_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
