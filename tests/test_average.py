@@ -99,7 +99,7 @@ def _wide(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.detach().double()
 
 
-@pytest.mark.parametrize("zero", ["off", "shard"])
+@pytest.mark.parametrize("zero", [pytest.param("off", marks=pytest.mark.slow), "shard"])
 def test_any_layout_has_the_averages_of_one_process(zero: str, tmp_path: Path) -> None:
     for folder in ("alone", "spread"):
         (tmp_path / folder).mkdir()
@@ -122,6 +122,7 @@ def test_any_layout_has_the_averages_of_one_process(zero: str, tmp_path: Path) -
     assert {name for name, _ in pieces} == set(alone["inside"])
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_and_exports_them(tmp_path: Path) -> None:
     options = ("--optimizer.ema", "0.5", "--checkpoint.export_ema", "true")
     code, out, err = finish(start(tmp_path, "--config", TINY, *options))

@@ -277,7 +277,10 @@ def require_divided(setting: Setting, results: list[Any]) -> None:
             assert held <= 1.05 * ideal, f"{held} elements of {kind}, {ideal} wanted: {setting}"
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("float64", 1e-12), ("bfloat16", 1e-6)])
+@pytest.mark.parametrize(
+    ("precision", "atol"),
+    [pytest.param("float64", 1e-12, marks=pytest.mark.slow), ("bfloat16", 1e-6)],
+)
 def test_sharded_adamw_is_adamw_on_masters(precision: str, atol: float) -> None:
     few = settings(FEW, precision, zero="shard")
     for setting, by_rank in require_equal(few, atol=atol):
@@ -319,7 +322,7 @@ def test_what_deepspeed_does_not_do_is_refused() -> None:
         validate(setting.config(), setting.world)
 
 
-@pytest.mark.parametrize("zero", ["off", "shard"])
+@pytest.mark.parametrize("zero", [pytest.param("off", marks=pytest.mark.slow), "shard"])
 def test_muon_is_muon_on_whole_matrices(zero: str) -> None:
     few = settings(FEW[:2], name="muon", zero=zero)
     few += settings(FEW[2:], name="muon", zero=zero, newton_schulz="hybrid")

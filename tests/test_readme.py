@@ -21,6 +21,8 @@ INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
 SHORTER = {
     "launch/train.py": "--run.steps 2 --metrics.eval_sequences 2 --metrics.sample_tokens 2",
     "launch/throughput.py": "--steps 1 --warmup 0",
+    "launch/benchmark.py": "--steps 1 --warmup 0",
+    "launch/optimizers.py": "--steps 1",
     "launch/generate.py": "--max-new-tokens 5",
     "--schedule searched": "--search-seconds 1",
 }

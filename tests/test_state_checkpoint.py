@@ -100,6 +100,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, list[dic
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", range(len(LAYOUTS)))
 def test_any_layout_goes_on_from_any_other(
     second: int, saved: list[tuple[Path, list[dict[str, Any]]]]
@@ -122,7 +123,9 @@ def test_any_layout_goes_on_from_any_other(
                 )
 
 
-@pytest.mark.parametrize("zero", ["off", "shard", "deepspeed"])
+@pytest.mark.parametrize(
+    "zero", ["off", "shard", pytest.param("deepspeed", marks=pytest.mark.slow)]
+)
 def test_bfloat16_goes_on_bit_for_bit(tmp_path: Path, zero: str) -> None:
     case = Case("dualpipe", (2, 1, 1), 1, False, True)
     config = config_of(case, zero, "bfloat16")
