@@ -36,14 +36,14 @@ def flight_recorder(
     # Torch's own recorder of NCCL reads this when it writes.
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder.absolute() / "nccl-rank-"))
     flight, recorder = _Flight(folder, world), None
-    if rank == 0:
-        with _loud(rank):
-            flight.prepare()
-    gather(None)
-    with _loud(rank):
-        recorder = FlightRecorder(flight.file(rank))
-    roll_call.recorder, roll_call.report = recorder, flight.report
     try:
+        if rank == 0:
+            with _loud(rank):
+                flight.prepare()
+        gather(None)
+        with _loud(rank):
+            recorder = FlightRecorder(flight.file(rank))
+        roll_call.recorder, roll_call.report = recorder, flight.report
         yield recorder
     except BaseException as error:
         if recorder is not None and recorder.failed:
