@@ -35,10 +35,10 @@ from tests.commands import ROOT, TINY, saved_weights
 from trainer.run.exit import signals_as_exceptions
 from trainer.run.status import read_status
 
-STEPS, EVERY = 200, 5
+STEPS = 200
 OPTIONS = (
-    "--config", TINY, "--run.steps", str(STEPS), "--checkpoint.every", str(EVERY),
-    "--checkpoint.keep", "3", "--optimizer.zero", "shard", "--run.timeout", "8",
+    "--config", TINY, "--checkpoint.every", "5", "--checkpoint.keep", "3",
+    "--optimizer.zero", "shard", "--run.timeout", "8",
     "--run.io_timeout", "15", "--run.check_copies_every", "10", "--metrics.loads_every", "0",
 )  # fmt: skip
 LAUNCHERS = {
@@ -63,6 +63,7 @@ class Run:
     folder: Path
     name: str
     launcher: str
+    length: int
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     damaged: Path | None = None
@@ -83,7 +84,10 @@ class Run:
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with open(self.folder / f"{self.name}.log", "ab") as log:
             self.process = subprocess.Popen(
-                [*LAUNCHERS[self.launcher], *OPTIONS, "--run.name", self.name],
+                [
+                    *LAUNCHERS[self.launcher], *OPTIONS,
+                    "--run.name", self.name, "--run.steps", str(self.length),
+                ],
                 cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -146,11 +150,12 @@ class Report:
 
 
 class Chaos:
-    """Harms runs, one after the other, in `folder`."""
+    """Harms runs of `length` steps, one after the other, in `folder`."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self._folder, self._random, self.report = folder, random.Random(seed), Report()
-        self._start, self._now = time.monotonic(), Run(folder, "first", "train.py")
+    def __init__(self, folder: Path, seed: int, length: int = STEPS) -> None:
+        self._folder, self._length = folder, length
+        self._random, self.report = random.Random(seed), Report()
+        self._start, self._now = time.monotonic(), Run(folder, "first", "train.py", length)
         self._expected: dict[str, torch.Tensor] = {}
 
     def go(self, kills: int | None, minutes: float | None) -> Report:
@@ -161,7 +166,7 @@ class Chaos:
             while not self.report.problems and not self._enough(kills, minutes):
                 launcher = list(LAUNCHERS)[number % len(LAUNCHERS)]
                 number += 1
-                self._now = Run(self._folder, f"run{number}", launcher)
+                self._now = Run(self._folder, f"run{number}", launcher, self._length)
                 self._disturb(kills, minutes)
         finally:
             self._end()
@@ -222,8 +227,8 @@ class Chaos:
     def _harm(self, run: Run, kills: int | None) -> None:
         assert run.process is not None
         kind, ranks = self._random.choice(HARM), run.ranks()
-        if not ranks:
-            return
+        if not ranks or ("launcher" in kind and any(map(_is_stopped, ranks))):
+            return  # nothing but SIGKILL ends a stopped process, and nobody would be left to send it
         number = signal.SIGKILL
         if kind.startswith("damage") and not self._damage(run):
             return
@@ -295,6 +300,12 @@ class Chaos:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 def main() -> int:

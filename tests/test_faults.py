@@ -16,6 +16,7 @@ import torch
 from tests.commands import ROOT, TINY, finish, saved_weights, start, wait_for
 from tests.long_faults import LAUNCHERS, OPTIONS, Chaos, Run
 
+STEPS = 60
 pytestmark = pytest.mark.faults
 
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.faults
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, _, err = finish(start(folder, *OPTIONS))
+    code, _, err = finish(start(folder, *OPTIONS, "--run.steps", str(STEPS)))
     assert code == 0, err
     return saved_weights(folder / "runs/tiny/weights")
 
@@ -42,7 +43,7 @@ def test_a_killed_rank_comes_back(
     tmp_path: Path, launcher: str, expected: dict[str, torch.Tensor]
 ) -> None:
     """Killed while it trains, while it resumes from that, and while it writes a checkpoint."""
-    run = Run(tmp_path, "run", launcher)
+    run = Run(tmp_path, "run", launcher, STEPS)
 
     def kill(rank: int, when: Callable[[], bool]) -> None:
         wait_for(lambda: when() or run.process.poll() is not None)
@@ -51,7 +52,7 @@ def test_a_killed_rank_comes_back(
 
     run.start()
     try:
-        kill(1, lambda: run.steps() > 25)
+        kill(1, lambda: run.steps() > 12)
         killed = set(run.ranks())
         kill(0, lambda: len(run.ranks()) == 2 and not killed & set(run.ranks()) and _resuming(run))
         restarts = len(run.rows("restart"))
@@ -67,7 +68,7 @@ def test_a_killed_rank_comes_back(
 
 
 def test_harm_at_random_moments(tmp_path: Path) -> None:
-    report = Chaos(tmp_path, seed=3).go(kills=4, minutes=None)
+    report = Chaos(tmp_path, seed=3, length=STEPS).go(kills=4, minutes=None)
     assert not report.problems and report.runs and report.harm.total() == 4
 
 
