@@ -228,7 +228,7 @@ class Chaos:
         assert run.process is not None
         kind, ranks = self._random.choice(HARM), run.ranks()
         if not ranks or ("launcher" in kind and any(map(_is_stopped, ranks))):
-            return  # nothing but SIGKILL ends a stopped process, and nobody would be left to send it
+            return  # only SIGKILL ends a stopped process, and nobody would be left to send it
         number = signal.SIGKILL
         if kind.startswith("damage") and not self._damage(run):
             return
