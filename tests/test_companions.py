@@ -158,6 +158,7 @@ def test_a_tokenizer_that_the_user_names_may_be_a_link(tmp_path: Path) -> None:
     assert files["tokenizer.json"] == (real / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_with_its_own_tokenizer_can_be_gone_on_with(tmp_path: Path) -> None:
     """The whole way: train on a tokenizer file, start again from the weights, generate."""
     _bpe(tmp_path / "tokens", "<end>", "mine.json")

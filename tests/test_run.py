@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.commands import TINY, finish, rows, saved_weights, start, steps_done, wait_for
@@ -42,6 +43,7 @@ def test_a_run_leaves_config_metrics_and_the_same_weights_from_any_layout(tmp_pa
     assert resolved == parse(parser, ["--config", TINY, *float64])[0]
 
 
+@pytest.mark.slow
 def test_runs_at_one_time_do_not_meet(tmp_path: Path) -> None:
     """All ranks know the number that the first rank has taken; a run going on is not replaced."""
     arguments = ("--config", TINY, "--run.steps", "100000")
