@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trainer.bench.step_options import add_step_options, require_steps
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
@@ -41,7 +42,6 @@ AdamW. It trains neither MTP modules nor the router bias, nor does it add a bala
 three are off on both sides. On a CPU without instructions for bfloat16, Tandem multiplies in
 float32 and rounds, while products of transformers take a hundred times as long.
 """
-_MOST_STEPS = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,13 +53,10 @@ def _main(arguments: Sequence[str]) -> None:
     parser = config_parser("benchmark", __doc__ or "", EXAMPLES)
     add = parser.add_argument
     add("--against", choices=OTHERS, default="transformers", help="The other side.")
-    add("--steps", type=int, default=10, help="Steps of each side to measure.")
-    add("--warmup", type=int, default=2, help="Steps of each side before those.")
+    add_step_options(parser, steps=10, of="side")
     add("--json", action="store_true", help="Print one JSON object instead of a table.")
     config, given = parse(parser, arguments)
-    for option, least in (("steps", 1), ("warmup", 0)):
-        if not least <= given[option] <= _MOST_STEPS:
-            raise ConfigError(f"--{option} must be between {least} and {_MOST_STEPS}")
+    require_steps(given["steps"], given["warmup"])
     if mesh_of(config).world != 1:
         raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
     validate(config, 1)

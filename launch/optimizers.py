@@ -17,11 +17,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from parallel.ranks.environment import place_from_environment
+from trainer.bench.step_options import add_step_options, require_steps
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.config.validate import validate
-from trainer.errors import ConfigError
 from trainer.run.exit import reported
 from trainer.run.local_ranks import require_room, run_ranks_here
 from trainer.run.rank import run_rank, said_once
@@ -44,7 +44,6 @@ the config's section says only with which constants. DeepSpeed's is measured whe
   update  ms for new weights, theirs from other ranks included, on the slowest rank.
 early: sums start as soon as a stage's gradients are complete; late: when all are.
 """
-_MOST_STEPS = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,15 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     with said_once():
         parser = config_parser("optimizers", __doc__ or "", EXAMPLES)
-        parser.add_argument("--steps", type=int, default=10, help="Steps of each to measure.")
-        parser.add_argument("--warmup", type=int, default=2, help="Steps of each before those.")
+        add_step_options(parser, steps=10, of="optimizer")
         parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
         config, given = parse(parser, arguments)
-        for option, least in (("steps", 1), ("warmup", 0)):
-            if not least <= given[option] <= _MOST_STEPS:
-                raise ConfigError(
-                    f"--{option} must be between {least} and {_MOST_STEPS}, got {given[option]}"
-                )
+        require_steps(given["steps"], given["warmup"])
         place, world = place_from_environment(), mesh_of(config).world
         if place is None:
             require_room("optimizers", world)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from parallel.files.outputs import require_outputs
 from parallel.ranks.environment import Place, place_from_environment
 from trainer.bench.limited_link import limited_link
+from trainer.bench.step_options import add_step_options, require_steps
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
@@ -61,7 +62,6 @@ pipeline are not all-to-alls and are shown apart. Tokens are random, from run.se
 on the data, so the load of the experts is shown with the result. docs/overlap.md has more.
 """
 _RATE_INSIDE = "TANDEM_LINK_RATE"
-_MOST_STEPS = 10_000  # what is noted of each is held in memory
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,7 @@ class Options:
 
     def require_sense(self, world: int, place: Place | None) -> None:
         """Raise ConfigError for what cannot be measured or written."""
-        if not 1 <= self.steps <= _MOST_STEPS:
-            raise ConfigError(f"--steps must be between 1 and {_MOST_STEPS}, got {self.steps}")
-        if not 0 <= self.warmup <= _MOST_STEPS:
-            raise ConfigError(f"--warmup must be between 0 and {_MOST_STEPS}, got {self.warmup}")
+        require_steps(self.steps, self.warmup)
         if place is not None and self.link_rate != os.environ.get(_RATE_INSIDE):
             raise ConfigError(
                 "--link-rate starts its own processes: run it with python, not torchrun"
@@ -121,8 +118,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     parser = config_parser("throughput", __doc__ or "", EXAMPLES)
     add = parser.add_argument
-    add("--steps", type=int, default=5, help="Steps to measure, of each mode.")
-    add("--warmup", type=int, default=2, help="Steps of each mode before those.")
+    add_step_options(parser, steps=5, of="mode")
     add("--compare-overlap", action="store_true", help="Alternate steps with overlap on and off.")
     add("--link-rate", type=str, default=None, help="Limit the loopback, as in 1gbit; needs root.")
     add("--save-costs", type=Path, default=None, help="Write costs for simulate.py --costs.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from parallel.schedule.lower import Step
-from parallel.schedule.table import Action, Item, Overlap
+from parallel.schedule.table import actions
 
 
 def completions(program: Sequence[Step]) -> Mapping[int, list[int]]:
@@ -13,17 +13,10 @@ def completions(program: Sequence[Step]) -> Mapping[int, list[int]]:
     in any flow, it computes."""
     last: dict[int, int] = {}
     for number, step in enumerate(program, start=1):
-        for action in _actions(step.item):
+        for action in actions(step.item):
             if action.kind in ("B", "W"):
                 last[action.stage] = number
     found: dict[int, list[int]] = {}
     for stage, number in last.items():
         found.setdefault(number, []).append(stage)
     return found
-
-
-def _actions(item: Item) -> Iterator[Action]:
-    if isinstance(item, Overlap):
-        yield from (item.forward, item.backward)
-    else:
-        yield item

@@ -87,11 +87,13 @@ class Executor:
     recorder: Recorder = field(default_factory=Silence)
     on_item: Callable[[Item, float, float], None] | None = None
     on_completed: Callable[[int], None] = lambda stage: None
+    completed: Mapping[int, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a program with messages and no transport to carry them."""
         if self.transport is None and any(step.sends or step.receives for step in self.program):
             raise ValueError("this program sends messages: it needs a transport")
+        self.completed = completions(self.program)
 
     def run(
         self, micro_batches: MicroBatches, loss_weights: Mapping[str, float] | None = None
@@ -128,7 +130,6 @@ class _Run:
 
     def go(self) -> StepResult:
         program, note = self.executor.program, self.executor.recorder.note
-        completed = completions(program)
         for number, step in enumerate(program, start=1):
             note(f"item {number} of {len(program)}: {step.item}")
             for message in step.receives:
@@ -136,7 +137,7 @@ class _Run:
             self.unsent = deque(step.sends)
             self.time_item(step.item)
             self.send_ready()
-            for stage in completed.get(number, ()):
+            for stage in self.executor.completed.get(number, ()):
                 self.executor.on_completed(stage)
         if self.executor.transport is not None:
             note("sends of the last items")

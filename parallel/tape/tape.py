@@ -29,6 +29,7 @@ from torch import Tensor
 from parallel.tape.collective import Collective, Pending
 from parallel.tape.passes import Pass
 from parallel.tape.recorder import Recorder, Silence, What
+from parallel.tape.segment import Segment, address, as_tuple, leaf_of
 from parallel.tape.weight_gradients import WeightGradients
 
 
@@ -38,42 +39,6 @@ class WeightTiming(Enum):
     WHILE_IN_FLIGHT = "while the next reverse collective is in flight"  # B
     AT_ONCE = "before the next reverse collective starts"  # B with overlap off: hides nothing
     LATER = "not in this pass"  # I; the schedule's W drains the queue
-
-
-@dataclass
-class _Segment:
-    function: Callable[..., Any]
-    inputs: tuple[Any, ...]
-    outputs: tuple[Any, ...]  # with their graph; empty while a recomputed segment is released
-    leaves: tuple[Any, ...]
-    layer: str
-
-    def backward(self) -> None:
-        pairs = [
-            (output, leaf.grad)
-            for output, leaf in zip(self.outputs, self.leaves)
-            if isinstance(output, Tensor) and output.requires_grad and leaf.grad is not None
-        ]
-        if pairs:
-            torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
-
-    def release(self) -> None:
-        """Free the memory of the outputs, except what they share with the inputs."""
-        kept = {_address(value) for value in self.inputs if isinstance(value, Tensor)}
-        for leaf in self.leaves:
-            if isinstance(leaf, Tensor) and _address(leaf) not in kept:
-                leaf.untyped_storage().resize_(0)
-
-    def restore(self) -> None:
-        """Run the function again, with grad, and give the outputs their values back."""
-        with torch.enable_grad():
-            self.outputs = _as_tuple(self.function(*self.inputs))
-        for leaf, output in zip(self.leaves, self.outputs):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() == 0:
-                # Storage to storage, so that views and saved tensors see it, and no version moves.
-                source = output.detach().untyped_storage()
-                leaf.untyped_storage().resize_(source.nbytes())
-                leaf.untyped_storage().copy_(source)
 
 
 @dataclass
@@ -87,7 +52,7 @@ class _Exchange:
 
 @dataclass
 class _Release:
-    segments: list[_Segment]
+    segments: list[Segment]
 
 
 @dataclass
@@ -108,8 +73,7 @@ class Tape:
     weight_gradients: those of this micro-batch that wait. deferred: where the layers of the stage
     leave theirs (parallel/ops); the tape takes them after each segment's backward.
     loss_weights: of each loss in the total, by name. losses: scalars added by `add_loss`. tallies:
-    integer counts added by `add_tally`,
-    by name.
+    integer counts added by `add_tally`, by name.
     """
 
     training: bool = True
@@ -121,8 +85,8 @@ class Tape:
     losses: list[Loss] = field(default_factory=list)
     tallies: dict[str, Tensor] = field(default_factory=dict)
     layer: str = ""
-    _entries: list[_Segment | _Exchange | _Release] = field(default_factory=list)
-    _recomputed: list[_Segment] = field(default_factory=list)
+    _entries: list[Segment | _Exchange | _Release] = field(default_factory=list)
+    _recomputed: list[Segment] = field(default_factory=list)
 
     # ---- forward ----
 
@@ -139,12 +103,12 @@ class Tape:
         keep_graph = torch.set_grad_enabled(self.training and not recompute)
         with self._span("compute", name), keep_graph:
             result = function(*inputs)
-        outputs = _as_tuple(result)
+        outputs = as_tuple(result)
         require_no_pass(name, outputs)
         if not self.training:
             return result
-        leaves = tuple(_leaf(output) for output in outputs)
-        segment = _Segment(function, inputs, () if recompute else outputs, leaves, self.layer)
+        leaves = tuple(leaf_of(output) for output in outputs)
+        segment = Segment(function, inputs, () if recompute else outputs, leaves, self.layer)
         self._entries.append(segment)
         if recompute:
             self._recomputed.append(segment)
@@ -167,8 +131,8 @@ class Tape:
         """
         require_no_pass(name, tensors)
         _require_leaves(name, tensors)
-        released = {_address(leaf) for s in self._recomputed for leaf in s.leaves}
-        if any(tensor.numel() and _address(tensor) in released for tensor in tensors):
+        released = {address(leaf) for s in self._recomputed for leaf in s.leaves}
+        if any(tensor.numel() and address(tensor) in released for tensor in tensors):
             raise ValueError(f"{name}: a recomputed output cannot be sent; compute a segment on it")
         pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
         self.release()
@@ -176,7 +140,7 @@ class Tape:
         arrived = self._wait(name, pending)
         if not self.training:
             return arrived
-        leaves = tuple(_leaf(tensor) for tensor in arrived)
+        leaves = tuple(leaf_of(tensor) for tensor in arrived)
         self._entries.append(_Exchange(name, collective, tensors, leaves, self.layer))
         return leaves
 
@@ -274,18 +238,6 @@ class Tape:
             return pending.wait()
 
 
-def _as_tuple(result: Any) -> tuple[Any, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
-def _leaf(value: Any) -> Any:
-    """The same values, cut from the graph; a leaf that collects a gradient if it can have one."""
-    if not isinstance(value, Tensor):
-        return value
-    leaf = value.detach()
-    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
-
-
 def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
     """Raise TypeError for a pass among tensors, which somebody has forgotten to run."""
     for value in values:
@@ -303,7 +255,3 @@ def _require_leaves(name: str, inputs: tuple[Any, ...]) -> None:
                 f"{name}: an input of shape {tuple(value.shape)} was computed outside the tape, "
                 "where no backward would find it: wrap what makes it in tape.compute"
             )
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

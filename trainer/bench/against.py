@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from parallel.ranks.process import Process
-from trainer.bench.throughput import random_parts
+from trainer.bench.throughput import now, random_parts
 from trainer.build.layout import Layout, build
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import read_companions
@@ -80,13 +79,10 @@ def measure(
     turns = list(_turns((ours, sides[0]), (theirs, sides[1]), warmup + steps))
     for done, (batch, step, side) in enumerate(turns):
         progress(done, len(turns))
-        _synchronise(layout.device)
-        start = time.perf_counter()
-        loss = step(batch)
-        _synchronise(layout.device)
-        side.losses.append(loss)
+        start = now(layout.device)
+        side.losses.append(step(batch))
         if batch >= warmup:
-            side.seconds.append(time.perf_counter() - start)
+            side.seconds.append(now(layout.device) - start)
     progress(len(turns), len(turns))
     return sides
 
@@ -159,8 +155,3 @@ def _their_model(layout: Layout) -> Any:
     if dtype == torch.float64:  # its grouped products have no kernel for it
         model.set_experts_implementation("eager")
     return model.train()
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
-from trainer.bench.throughput import random_parts
+from trainer.bench.throughput import now, random_parts
 from trainer.build.layout import build
 from trainer.config.schema import Config, OptimizerConfig, RecipeConfig
 from trainer.optim.optimizer import Optimizer
@@ -38,9 +37,9 @@ class Contender:
 class Cost:
     """What one contender takes, in seconds of the median step.
 
-    state: bytes of masters and state on the rank that has most, but for masters that are the
-    weights themselves. step: until the last rank is done. sum: standing still for the sums of the
-    gradients and their norm, mean over ranks. update: the longest of a rank.
+    state: bytes of moments or momentum on the rank that has most; masters are not counted. step:
+    until the last rank is done. sum: standing still for the sums of the gradients and their norm,
+    mean over ranks. update: the longest of a rank.
     """
 
     name: str
@@ -57,6 +56,7 @@ class _Timed:
     """An optimizer, and how long it has been at it in each step."""
 
     of: Optimizer
+    device: torch.device
     sums: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
 
@@ -68,10 +68,10 @@ class _Timed:
         self.of.zero()
 
     def reduce(self) -> Tensor:
-        return _timed(self.of.reduce, self.sums)
+        return _timed(self.of.reduce, self.device, self.sums)
 
     def step(self, norm: Tensor, learning_rate: float) -> None:
-        _timed(lambda: self.of.step(norm, learning_rate), self.steps)
+        _timed(lambda: self.of.step(norm, learning_rate), self.device, self.steps)
 
     def state(self) -> list[Fragment]:
         return self.of.state()
@@ -106,7 +106,7 @@ def measure(config: Config, process: Process, steps: int, warmup: int) -> list[C
     whole: list[list[float]] = []
     for contender in chosen:
         layout = build(replace(config, optimizer=contender.optimizer), process, device)
-        timed.append(_Timed(layout.optimizer))
+        timed.append(_Timed(layout.optimizer, device))
         trainers.append(Trainer(replace(layout, optimizer=timed[-1])))
         whole.append([])
         for executor in trainers[-1].executors.values():
@@ -116,7 +116,8 @@ def measure(config: Config, process: Process, steps: int, warmup: int) -> list[C
         for trainer, seconds in zip(trainers, whole):
             parts = random_parts(trainer.layout, step)
             gather(None)  # all ranks start together
-            _timed(functools.partial(trainer.step, Progress(step), parts.__getitem__), seconds)
+            act = functools.partial(trainer.step, Progress(step), parts.__getitem__)
+            _timed(act, device, seconds)
     return [
         _cost(contender, of, seconds, warmup)
         for contender, of, seconds in zip(chosen, timed, whole)
@@ -142,10 +143,8 @@ def _state_bytes(optimizer: Optimizer) -> int:
     return sum(f.values.nbytes for f in optimizer.state() if f.kind != "master")
 
 
-def _timed(action: Callable[[], T], seconds: list[float]) -> T:
-    start = time.perf_counter()
+def _timed(action: Callable[[], T], device: torch.device, seconds: list[float]) -> T:
+    start = now(device)
     result = action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds.append(time.perf_counter() - start)
+    seconds.append(now(device) - start)
     return result

@@ -133,10 +133,10 @@ def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     for step, (batch, mode) in enumerate(trial.order()):
         parts = random_parts(layout, batch + trial.warmup)
         trainer.set_overlap(mode == "on")
-        start = _now(layout.device)
+        start = now(layout.device)
         metrics = trainer.step(Progress(step), parts.__getitem__)
         if batch >= 0:
-            windows.append(Window(mode, start, _now(layout.device)))
+            windows.append(Window(mode, start, now(layout.device)))
             loads.append(metrics.load_max)
     log.settle()
     return RankSteps(windows, log.events, loads)
@@ -182,7 +182,7 @@ def _summary(
     )
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Host clock in seconds, once the device has done all that was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -29,7 +29,7 @@ from parallel.tape.recorder import Recorder, Silence
 from trainer.build.optimizer import make_optimizer
 from trainer.build.weights import set_weights
 from trainer.config.derived import mesh_of, schedule_of
-from trainer.config.schema import Config
+from trainer.config.schema import Config, ModelConfig
 from trainer.model.moe import BALANCE, ExpertsHere
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
@@ -145,14 +145,7 @@ def build(
     """
     mesh, schedule = mesh_of(config), schedule_of(config)
     place, timeout = mesh.coordinate(process.rank), timedelta(seconds=config.run.timeout)
-    if placements is None:
-        contiguous = ExpertPlacement.contiguous(config.model.moe.experts, mesh.expert)
-        placements = dict.fromkeys(moe_layers(config.model), contiguous)
-    elif any(placement.redundant for placement in placements.values()):
-        raise PlacementError(
-            "an expert is held more than once: the gradients of its copies would not be summed, so "
-            "such a table is for forward passes only"
-        )
+    placements = _trainable(placements, config.model, mesh)
     partition = partition_layers(
         config.model.layers,
         schedule.stages,
@@ -204,6 +197,19 @@ def build(
 
 def _sequences(config: Config, mesh: Mesh) -> int:
     return config.data.global_batch // (mesh.data * config.pipeline.micro_batches)
+
+
+def _trainable(given: Placements | None, model: ModelConfig, mesh: Mesh) -> Placements:
+    """The placements that were given, or contiguous ones. Raises PlacementError."""
+    if given is None:
+        contiguous = ExpertPlacement.contiguous(model.moe.experts, mesh.expert)
+        return dict.fromkeys(moe_layers(model), contiguous)
+    if any(placement.redundant for placement in given.values()):
+        raise PlacementError(
+            "an expert is held more than once: the gradients of its copies would not be summed, so "
+            "such a table is for forward passes only"
+        )
+    return given
 
 
 def _experts_here(
