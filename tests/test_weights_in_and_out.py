@@ -302,7 +302,7 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
     run_world(1, _train_and_look, _config(OTHERS[0], "float32", MODEL), 0, folder)
     config = _config(("1f1b", (2, 2, 1)), "float32", MODEL)
     partition = partition_layers(MODEL.layers, 2, MODEL.mtp.depth)
-    options = LayerOptions(MODEL, config.recompute, Ops(), 1, 0.0)
+    options = LayerOptions(MODEL, config.recompute, Ops(), 1)
     second_half = ExpertsHere((4, 5, 6, 7), LocalDispatcher())
     last = ModelPart(options, partition, [1], dict.fromkeys(moe_layers(MODEL), second_half))
     checkpoint, told = _Recording(folder), []
