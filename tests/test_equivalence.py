@@ -136,7 +136,8 @@ def reference() -> dict[tuple[int, int], dict[str, Any]]:
     return references
 
 
-def _cases(mesh: tuple[int, int, int]) -> list[Case]:
+def _cases(mesh: tuple[int, int, int], everything_on: bool) -> list[Case]:
+    """Those with MTP and overlap on, or the others."""
     layers = 8 if mesh[0] == 4 else 4  # DualPipeV has two stages per rank
     cases = [
         Case(schedule, mesh, mtp, recompute, overlap, layers)
@@ -144,19 +145,23 @@ def _cases(mesh: tuple[int, int, int]) -> list[Case]:
             SCHEDULES, (0, 1), (False, True), (False, True)
         )
     ]
-    if mesh in {(4, 1, 1), (2, 2, 2)}:  # the half that has everything switched on
-        cases = [case for case in cases if case.mtp and case.overlap]
-    if mesh in {(2, 1, 1), (4, 1, 1)}:
+    cases = [case for case in cases if (case.mtp == 1 and case.overlap) == everything_on]
+    if everything_on and mesh in {(2, 1, 1), (4, 1, 1)}:
         cases += [Case(name, mesh, 1, True, True, layers) for name in MORE_SCHEDULES]
     # DualPipe needs two ranks to mirror each other.
     return [case for case in cases if not (case.schedule == "dualpipe" and mesh[0] == 1)]
 
 
 @pytest.mark.parametrize("mesh", LAYOUTS, ids=lambda mesh: "x".join(map(str, mesh)))
+@pytest.mark.parametrize(
+    "everything_on", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["on", "off"]
+)
 def test_any_layout_gives_the_numbers_of_one_process(
-    mesh: tuple[int, int, int], reference: dict[tuple[int, int], dict[str, Any]]
+    mesh: tuple[int, int, int],
+    everything_on: bool,
+    reference: dict[tuple[int, int], dict[str, Any]],
 ) -> None:
-    cases = _cases(mesh)
+    cases = _cases(mesh, everything_on)
     world = mesh[0] * mesh[1] * mesh[2]
     for rank, results in enumerate(run_world(world, run_cases, cases, timeout=400)):
         for case, result in zip(cases, results):

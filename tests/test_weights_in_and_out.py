@@ -241,6 +241,7 @@ def test_a_run_starts_from_a_checkpoint_of_transformers(tmp_path: Path) -> None:
     assert str(ROOT) not in (weights / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     """Each in one line that says what is wrong and where; no rank hangs."""
     source = tmp_path / "source"
