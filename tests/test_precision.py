@@ -194,6 +194,35 @@ def test_training_in_bfloat16_follows_float32_and_any_layout_follows_one_process
         assert spread == pytest.approx(narrow, rel=5e-3)
 
 
+def losses_of(ops: Ops, weight: Tensor, x: Tensor) -> Tensor:
+    return ops.cross_entropy(x, weight, torch.arange(len(x)))
+
+
+@pytest.mark.parametrize("use", [linear, grouped, embedded, losses_of])
+def test_saved_tensors_may_be_moved_away(use: Callable[[Ops, Tensor, Tensor], Tensor]) -> None:
+    """Under hooks that copy what is saved, gradients are the same, and no weight is copied."""
+    ops, copied = Ops(), []
+
+    def copy(tensor: Tensor) -> Tensor:
+        copied.append(tensor.shape)
+        return tensor.clone()
+
+    def gradients(pack: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:
+        weight = nn.Parameter(random(*SHAPES.get(use, (OUT, WIDTH))))
+        make_gradients({"w": weight}, {"w": (0,)}, {}, 0)
+        x = random(ROWS, WIDTH).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+            loss = use(ops, weight, x).pow(2).sum()
+        loss.backward()
+        ops.deferred.drain()
+        assert weight.grad is not None and weight.grad.any() and weight.shape not in copied
+        return weight.grad, x.grad
+
+    plain, moved = gradients(lambda tensor: tensor), gradients(copy)
+    torch.testing.assert_close(moved, plain, rtol=0, atol=0)
+    assert copied
+
+
 # ---- cross-entropy ----
 
 

@@ -1,4 +1,8 @@
-"""Where the gradient of a weight accumulates."""
+"""Where the gradient of a weight accumulates.
+
+Products keep their weight on the autograd context as it is, `ctx.weight`, and not among the saved
+tensors: what hooks on those give back (a copy from the CPU, say) has no gradient buffer.
+"""
 
 from __future__ import annotations
 

@@ -54,13 +54,14 @@ class _CrossEntropy(torch.autograd.Function):
                 grad_TD[rows] = product(kept_TV.to(x_TD.dtype), weight_VD)
         if grad_TD is not None:
             whole = kept_TV if len(x_TD) <= tokens else None
-            ctx.save_for_backward(x_TD, weight_VD, target_T, normaliser_T, grad_TD, whole)
-            ctx.deferred, ctx.tokens = deferred, tokens
+            ctx.save_for_backward(x_TD, target_T, normaliser_T, grad_TD, whole)
+            ctx.weight, ctx.deferred, ctx.tokens = weight_VD, deferred, tokens
         return loss
 
     @staticmethod
     def backward(ctx, scale):  # type: ignore[no-untyped-def]
-        x_TD, weight_VD, target_T, normaliser_T, grad_TD, whole_TV = ctx.saved_tensors
+        x_TD, target_T, normaliser_T, grad_TD, whole_TV = ctx.saved_tensors
+        weight_VD = ctx.weight
 
         def accumulate() -> None:
             into_VD = gradient_of(weight_VD)

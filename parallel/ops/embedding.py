@@ -18,13 +18,13 @@ def embedding(tokens: Tensor, weight: Tensor, deferred: WeightGradients) -> Tens
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens, weight, deferred):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(tokens, weight)
-        ctx.deferred = deferred
+        ctx.save_for_backward(tokens)
+        ctx.weight, ctx.deferred = weight, deferred
         return torch.nn.functional.embedding(tokens, weight)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        tokens, weight = ctx.saved_tensors
+        (tokens,), weight = ctx.saved_tensors, ctx.weight
         tokens_T, grad_TD = tokens.flatten(), grad.flatten(0, -2)
 
         def accumulate() -> None:

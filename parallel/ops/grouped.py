@@ -31,13 +31,13 @@ def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, deferred: W
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_PI, weight_EOI, ends_E, deferred):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x_PI, weight_EOI, ends_E)
-        ctx.deferred = deferred
+        ctx.save_for_backward(x_PI, ends_E)
+        ctx.weight, ctx.deferred = weight_EOI, deferred
         return _product(x_PI, weight_EOI.transpose(1, 2), ends_E)
 
     @staticmethod
     def backward(ctx, grad_PO):  # type: ignore[no-untyped-def]
-        x_PI, weight_EOI, ends_E = ctx.saved_tensors
+        (x_PI, ends_E), weight_EOI = ctx.saved_tensors, ctx.weight
         grad_PO = grad_PO.contiguous()
         ctx.deferred.defer(lambda: _accumulate(gradient_of(weight_EOI), grad_PO, x_PI, ends_E))
         return _product(grad_PO, weight_EOI, ends_E), None, None, None

@@ -19,13 +19,13 @@ def linear(x: Tensor, weight: Tensor, deferred: WeightGradients) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, deferred):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x, weight)
-        ctx.deferred = deferred
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.deferred = weight, deferred
         return linear_product(x, weight)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
         ctx.deferred.defer(lambda: add_product(gradient_of(weight), grad_TO, x_TI))
         return product(grad, weight) if ctx.needs_input_grad[0] else None, None, None
