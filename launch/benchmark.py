@@ -1,4 +1,4 @@
-"""Time a training step of one process against another way to take it, in turns, in one run: that of
+"""Measure Tandem beside another way to do the same, in turns, in one run: a training step of
 transformers, or our own in another precision.
 """
 
@@ -10,37 +10,35 @@ if __name__ == "__main__":
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainer.bench.step_options import add_step_options, require_steps
-from trainer.config.derived import mesh_of
-from trainer.config.parse import config_parser, parse
-from trainer.config.schema import Config
-from trainer.config.validate import validate
-from trainer.errors import ConfigError
+from trainer.bench.asked import Asked, add_options, read
+from trainer.config.parse import config_parser
 from trainer.io.count_progress import count_progress
 from trainer.run.exit import guarded
 from trainer.run.local_ranks import limit_threads
 
 if TYPE_CHECKING:
-    from trainer.bench.against import Side
+    from trainer.bench.results import Report
 
-OTHERS = ("transformers", "bfloat16", "float32", "float64")
 EXAMPLES = """\
 examples:
-  python launch/benchmark.py --config configs/single.yaml --against transformers
+  python launch/benchmark.py --against transformers --size 1.7M 12M 63M
+  python launch/benchmark.py --against transformers --size 12M --memory
   python launch/benchmark.py --config configs/single.yaml --precision.parameters bfloat16 \\
       --against float32 --steps 20
-  OMP_NUM_THREADS=1 python launch/benchmark.py --config configs/single.yaml \\
-      --precision.parameters bfloat16 --against transformers --json
+  OMP_NUM_THREADS=1 python launch/benchmark.py --against transformers \\
+      --precision.parameters bfloat16 --json
 
 Both sides start from the same weights and read the same random tokens, in micro-batches of the same
-size, at a constant learning rate; their losses are shown, so that it is plain that they compute the
-same.
+size, at a constant learning rate. The command fails where their losses differ.
 transformers' side is its model in the type of precision.parameters, torch's clipping and fused
 AdamW. It trains neither MTP modules nor the router bias, nor does it add a balance loss here: all
 three are off on both sides. On a CPU without instructions for bfloat16, Tandem multiplies in
 float32 and rounds, while products of transformers take a hundred times as long.
+--memory compares twice: with all kept, and with what the keys of recompute say, or all of them,
+computed again, beside transformers' gradient checkpointing.
+docs/benchmarks.md says more.
 """
 
 
@@ -51,67 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> None:
     parser = config_parser("benchmark", __doc__ or "", EXAMPLES)
-    add = parser.add_argument
-    add("--against", choices=OTHERS, default="transformers", help="The other side.")
-    add_step_options(parser, steps=10, of="side")
-    add("--json", action="store_true", help="Print one JSON object instead of a table.")
-    config, given = parse(parser, arguments)
-    require_steps(given["steps"], given["warmup"])
-    if mesh_of(config).world != 1:
-        raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
-    validate(config, 1)
+    add_options(parser)
+    asked = read(parser, arguments)
     limit_threads()
-    from trainer.bench.against import comparable, measure, require_installed
+    from trainer.bench.report import as_json, show
 
-    require_installed(given["against"])
-    with count_progress("steps") as progress:
-        sides = measure(
-            comparable(config), given["against"], given["steps"], given["warmup"], progress
-        )
-    if given["json"]:
-        print(json.dumps(_as_json(config, sides), indent=2))
+    report = _measure(asked)
+    if asked.json:
+        print(json.dumps(as_json(report), indent=2))
     else:
-        _show(config, sides)
+        show(report)
 
 
-def _as_json(config: Config, sides: tuple[Side, Side]) -> dict[str, Any]:
-    ours, theirs = sides
-    return {
-        "tokens_per_step": config.data.global_batch * config.data.sequence_length,
-        "sides": {
-            side.name: {
-                "step_seconds": side.seconds,
-                "median_seconds": side.median,
-                "losses": side.losses,
-            }
-            for side in sides
-        },
-        "speed_up": theirs.median / ours.median,
-    }
+def _measure(asked: Asked) -> Report:
+    from trainer.bench.measure import measure  # imports torch
 
-
-def _show(config: Config, sides: tuple[Side, Side]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    tokens = config.data.global_batch * config.data.sequence_length
-    table = Table(title=f"one process, {tokens:,} random tokens per step, steps in turns")
-    for column in ("", "s/step (median)", "fastest", "tokens/s", "first loss", "last loss"):
-        table.add_column(column, justify="right" if column else "left")
-    for side in sides:
-        table.add_row(
-            side.name,
-            f"{side.median:.3f}",
-            f"{min(side.seconds):.3f}",
-            f"{tokens / side.median:,.0f}",
-            f"{side.losses[0]:.5f}",
-            f"{side.losses[-1]:.5f}",
-        )
-    # As wide as the table is, where the output is a file.
-    console = Console() if Console().is_terminal else Console(width=100)
-    console.print(table)
-    ours, theirs = sides
-    console.print(f"{ours.name}: {theirs.median / ours.median:.2f} x as fast as {theirs.name}")
+    with count_progress("steps") as progress:
+        return measure(asked, progress)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,26 @@
-"""The benchmark command: both sides train the same, and what is printed is what was measured."""
+"""The benchmark command: both sides compute the same, and what is printed is what was measured."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from launch.benchmark import main
+from tests.commands import ROOT
+from trainer.bench.against import comparable
+from trainer.bench.results import Agreement, Case, Side, require_same
+from trainer.bench.sizes import SIZES
+from trainer.bench.spread import Spread
+from trainer.bench.step_memory import step_memory
+from trainer.bench.turns import Step
+from trainer.config.parse import config_parser, parse
+from trainer.errors import RunError
+from trainer.model.size import parameter_counts
 
 TINY = """
 pipeline: {schedule: 1f1b, micro_batches: 2}
@@ -27,21 +40,82 @@ def tiny(tmp_path: Path) -> str:
     return str(tmp_path / "tiny.yaml")
 
 
+def measured(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert main((*options, "--json")) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def require_figures(report: dict[str, Any], steps: int) -> None:
+    """Every case has both sides, whose figures are those of the steps that count."""
+    for case in report["cases"]:
+        ours, theirs = case["sides"]
+        for clock in ("wall", "cpu"):
+            a, b = ours[clock]["all"], theirs[clock]["all"]
+            assert len(a) == len(b) == steps
+            turns = [x / y if report["ratio_of"] == "time" else y / x for x, y in zip(a, b)]
+            assert case["ratio"][clock]["all"] == turns
+        assert all(found["difference"] <= found["allowed"] for found in case["agreements"])
+
+
 @pytest.mark.parametrize(
     ("other", "within"), [("transformers", 1e-5), ("bfloat16", 5e-3)], ids=["transformers", "bf16"]
 )
 def test_both_sides_take_the_same_steps(
     other: str, within: float, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--config", tiny, "--against", other, "--steps", "3", "--warmup", "1", "--json")
-    assert main(options) == 0
-    result = json.loads(capsys.readouterr().out)
-    ours, theirs = result["sides"].values()
+    options = ("--config", tiny, "--against", other, "--steps", "3", "--warmup", "1")
+    report = measured(capsys, *options)
+    require_figures(report, 3)
+    (case,) = report["cases"]
+    ours, theirs = case["sides"]
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=within)
     assert len(set(ours["losses"])) == 4  # other tokens each step
-    assert len(ours["step_seconds"]) == len(theirs["step_seconds"]) == 3
-    assert result["tokens_per_step"] == 64
-    assert result["speed_up"] == theirs["median_seconds"] / ours["median_seconds"]
+    assert case["tokens_per_step"] == 64
+
+
+@pytest.mark.slow  # four processes that import torch
+def test_memory_is_measured_of_all_four(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = measured(capsys, "--config", tiny, "--memory", "--steps", "1", "--warmup", "0")
+    require_figures(report, 1)
+    sides = [side for case in report["cases"] for side in case["sides"]]
+    assert len({side["name"] for side in sides}) == 4
+    assert all(side["memory"]["peak"] > side["memory"]["before"] > 100 for side in sides)
+
+
+@dataclass(frozen=True)
+class Allocates:
+    """A way whose step needs so many MiB, for a moment."""
+
+    name: str
+    mib: int
+
+    def start(self) -> Step:
+        return lambda batch: float(torch.ones(self.mib, 2**18).sum())
+
+
+def test_the_peak_of_a_step_is_what_it_needed_for_a_moment() -> None:
+    memory = step_memory(Allocates("allocates", 300))
+    assert 299 < memory.peak - memory.before < 350
+
+
+def test_the_sizes_are_what_they_are_called_and_the_first_is_that_of_the_configs() -> None:
+    for name, size in SIZES.items():
+        total, _ = parameter_counts(size.config().model)
+        assert f"{total / 1e6:.2g}M" == name
+    parser = config_parser("benchmark", "", "")
+    single, _ = parse(parser, ["--config", str(ROOT / "configs/single.yaml")])
+    ours, theirs = comparable(SIZES["1.7M"].config()), comparable(single)
+    assert replace(theirs, run=ours.run, metrics=ours.metrics) == ours
+
+
+def test_sides_that_do_not_compute_the_same_are_an_error() -> None:
+    once = Spread((1.0,))
+    case = Case("1.7M", 1, Side("a", once, once), Side("b", once, once), ())
+    for difference in (2e-3, float("nan")):
+        with pytest.raises(RunError, match="a and b do not compute the same: their losses"):
+            require_same(replace(case, agreements=(Agreement("losses", difference, 1e-3),)))
+    require_same(replace(case, agreements=(Agreement("losses", 1e-4, 1e-3),)))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +124,8 @@ def test_both_sides_take_the_same_steps(
         (("--mesh.expert", "2"), "mesh must be 1 x 1 x 1"),
         (("--steps", "0"), "--steps must be between 1 and"),
         (("--against", "nobody"), "nobody"),
+        (("--size", "12M"), "leave out --config, or --size"),
+        (("--against", "float64", "--memory"), "--memory has no effect with --against float64"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

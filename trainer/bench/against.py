@@ -7,49 +7,26 @@ is switched off on both sides: MTP modules, the balance loss and the moves of th
 
 from __future__ import annotations
 
-import importlib.util
-import statistics
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from parallel.ranks.process import Process
-from trainer.bench.throughput import now, random_parts
-from trainer.build.layout import Layout, build
-from trainer.checkpoint.export import save_checkpoint
-from trainer.checkpoint.hf.companions import read_companions
-from trainer.config.schema import Config, PrecisionConfig
-from trainer.errors import RunError
-from trainer.objective.pretraining import TOKENS
-from trainer.recipe.progress import Progress
-from trainer.run.step import Trainer
-
-Other = Literal["transformers", "bfloat16", "float32", "float64"]
-Step = Callable[[int], float]
-"""Takes the number of a batch, trains on it, and returns its loss."""
+from trainer.bench.results import Case, Memory, losses_agree, require_same, side_of
+from trainer.bench.step_memory import step_memory
+from trainer.bench.transformers_way import Transformers, exported
+from trainer.bench.turns import Progress, Turns, take_turns, timed
+from trainer.bench.ways import Ours, Way
+from trainer.config.schema import Config, PrecisionConfig, RecomputeConfig
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two. seconds: of each measured step. losses: of every step, warm-up included."""
+class Pair:
+    """Two ways to be compared, and what to call that."""
 
     name: str
-    seconds: list[float]
-    losses: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-def require_installed(other: Other) -> None:
-    """Raise RunError where the other side needs a package that is not there."""
-    if other == "transformers" and importlib.util.find_spec("transformers") is None:
-        raise RunError("--against transformers: it is not installed: pip install '.[test]'")
+    ours: Way
+    theirs: Way
 
 
 def comparable(config: Config) -> Config:
@@ -68,90 +45,89 @@ def comparable(config: Config) -> Config:
     )
 
 
-def measure(
-    config: Config, other: Other, steps: int, warmup: int, progress: Callable[[int, int], None]
-) -> tuple[Side, Side]:
-    """Run `warmup` steps of each side, then `steps` that count, in turns: ours, theirs, theirs,
-    ours and so on. config: as `comparable` gives it, for one process."""
-    layout = build(config, Process(), Process().device(config.run.device))
-    ours, theirs = _ours(layout), _other(layout, other)
-    sides = Side(f"Tandem, {config.precision.parameters}", [], []), Side(other, [], [])
-    turns = list(_turns((ours, sides[0]), (theirs, sides[1]), warmup + steps))
-    for done, (batch, step, side) in enumerate(turns):
-        progress(done, len(turns))
-        start = now(layout.device)
-        side.losses.append(step(batch))
-        if batch >= warmup:
-            side.seconds.append(now(layout.device) - start)
-    progress(len(turns), len(turns))
-    return sides
+def against_precision(
+    name: str, config: Config, other: PrecisionConfig, turns: Turns, progress: Progress
+) -> list[Case]:
+    """Beside our own step in another precision."""
+    config = comparable(config)
+    theirs = replace(config, precision=other)
+    pair, allowed = Pair(name, _ours(config), _ours(theirs)), max(map(_allowed, (config, theirs)))
+    return _compare([pair], config, {}, allowed, turns, progress)
 
 
-def _turns(
-    a: tuple[Step, Side], b: tuple[Step, Side], batches: int
-) -> Iterator[tuple[int, Step, Side]]:
-    for batch in range(batches):
-        for step, side in (a, b) if batch % 2 == 0 else (b, a):
-            yield batch, step, side
+def against_transformers(name: str, config: Config, turns: Turns, progress: Progress) -> list[Case]:
+    """Beside transformers' step."""
+    config = comparable(config)
+    with exported(config) as weights:
+        pair = Pair(name, _ours(config), Transformers("transformers", config, weights))
+        return _compare([pair], config, {}, _allowed(config), turns, progress)
 
 
-def _other(layout: Layout, other: Other) -> Step:
-    if other == "transformers":
-        return _transformers(layout)
-    precision = PrecisionConfig(other)
-    return _ours(build(replace(layout.config, precision=precision), Process(), layout.device))
+def memory_against_transformers(
+    name: str, config: Config, turns: Turns, progress: Progress
+) -> list[Case]:
+    """Beside transformers' step with the memory of both: all kept; and computed again in the
+    backward, by the config's keys of recompute or all of these, and by checkpointing."""
+    config = comparable(config)
+    kept = replace(config, recompute=RecomputeConfig())
+    again = replace(config, recompute=recompute_of(config))
+    with exported(kept) as weights:
+        pairs = [
+            Pair(f"{name}, all kept", _ours(kept), Transformers("transformers", kept, weights)),
+            Pair(
+                f"{name}, recomputed",
+                replace(_ours(again), name=f"{_ours(again).name}, recompute"),
+                Transformers("transformers, checkpointing", again, weights, checkpointing=True),
+            ),
+        ]
+        ways = _ways(pairs)
+        memories: dict[str, Memory] = {}
+        for way in ways:
+            progress(len(memories), len(ways))
+            memories[way.name] = step_memory(way)
+        return _compare(pairs, config, memories, _allowed(config), turns, progress)
 
 
-def _ours(layout: Layout) -> Step:
-    trainer = Trainer(layout)
-    return lambda batch: trainer.step(Progress(batch), random_parts(layout, batch).__getitem__).loss
+def recompute_of(config: Config) -> RecomputeConfig:
+    """What the config recomputes; everything where it recomputes nothing."""
+    if config.recompute != RecomputeConfig():
+        return config.recompute
+    return RecomputeConfig(**{field.name: True for field in fields(RecomputeConfig)})
 
 
-def _transformers(layout: Layout) -> Step:
-    """transformers' model with torch's clipping and fused AdamW, all in the type of our weights, as
-    its users write the loop; experts by the kernel that it chooses itself."""
-    config = layout.config
-    model = _their_model(layout)
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.ndim > 1]},
-        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    o = config.optimizer
-    adamw = torch.optim.AdamW(
-        groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True
+def _compare(
+    pairs: Sequence[Pair],
+    config: Config,
+    memories: Mapping[str, Memory],
+    allowed: float,
+    turns: Turns,
+    progress: Progress,
+) -> list[Case]:
+    ways = _ways(pairs)
+    device = Process().device(config.run.device)
+    steps = take_turns(
+        [way.start() for way in ways], turns, partial(timed, device=device), progress
     )
-    length = config.data.sequence_length
-    targets = config.data.global_batch * length
-
-    def step(batch: int) -> float:
-        loss = 0.0
-        for part in random_parts(layout, batch):
-            tokens = part[TOKENS].to(layout.device)
-            logits = model(tokens[:, :length], use_cache=False).logits
-            summed = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), tokens[:, 1 : length + 1].flatten(), reduction="sum"
-            )
-            (summed / targets).backward()
-            loss += summed.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip or float("inf"))
-        adamw.step()
-        adamw.zero_grad()
-        return loss / targets
-
-    return step
+    sides = [
+        side_of(way.name, of, turns.warmup, memories.get(way.name)) for way, of in zip(ways, steps)
+    ]
+    tokens = config.data.global_batch * config.data.sequence_length
+    cases = []
+    for number, pair in enumerate(pairs):
+        ours, theirs = sides[2 * number : 2 * number + 2]
+        agreement = losses_agree(ours, theirs, allowed)
+        cases.append(require_same(Case(pair.name, tokens, ours, theirs, (agreement,))))
+    return cases
 
 
-def _their_model(layout: Layout) -> Any:
-    from transformers import AutoModelForCausalLM  # slow
-    from transformers.utils.logging import disable_progress_bar
+def _allowed(config: Config) -> float:
+    """How far apart rounding and what follows from it may bring the losses of a few steps."""
+    return 5e-2 if config.precision.parameters == "bfloat16" else 1e-3
 
-    disable_progress_bar()
 
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(layout, Path(folder) / "weights", read_companions(layout.config))
-        dtype = next(layout.part.parameters()).dtype
-        model: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "weights", dtype=dtype)
-    model.to(layout.device)
-    if dtype == torch.float64:  # its grouped products have no kernel for it
-        model.set_experts_implementation("eager")
-    return model.train()
+def _ways(pairs: Sequence[Pair]) -> list[Way]:
+    return [way for pair in pairs for way in (pair.ours, pair.theirs)]
+
+
+def _ours(config: Config) -> Ours:
+    return Ours(f"Tandem, {config.precision.parameters}", config)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
@@ -143,16 +144,19 @@ def run_steps(layout: Layout, trial: Trial) -> RankSteps:
 
 
 def random_parts(layout: Layout, batch: int) -> list[MicroBatch]:
-    """The micro-batches of this data rank: uniform tokens, seeded by batch."""
-    config = layout.config
+    """The micro-batches of this data rank, of `random_tokens`."""
+    ours = random_tokens(layout.config, batch).chunk(layout.mesh.data)[layout.data_rank]
+    return [{TOKENS: part} for part in ours.split(layout.sequences)]
+
+
+def random_tokens(config: Config, batch: int) -> Tensor:
+    """The windows of a global batch: uniform tokens, seeded by its number."""
     shape = (
         config.data.global_batch,
         config.data.sequence_length + 1 + config.model.mtp.depth,
     )
     generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + batch)
-    tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
-    ours = tokens.chunk(layout.mesh.data)[layout.data_rank]
-    return [{TOKENS: part} for part in ours.split(layout.sequences)]
+    return torch.randint(0, config.model.vocab_size, shape, generator=generator)
 
 
 def compare(measured: dict[Mode, Measured]) -> Comparison | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from trainer.config.config_file import read_config_file
-from trainer.config.keys import MOVED, Key, did_you_mean, keys
+from trainer.config.keys import MOVED, Key, did_you_mean, keys, values
 from trainer.config.schema import Config
 from trainer.config.values import NotAValue, read_text, shown, words_of
 from trainer.errors import ConfigError
@@ -79,16 +79,23 @@ class _Reader:
         return words_of(self._key)
 
 
-def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Namespace]:
+def parse(
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    base: Callable[[Namespace], Config] = lambda given: Config(),
+) -> tuple[Config, Namespace]:
     """The config, and all that was parsed (for arguments that the caller added).
 
-    Raises ConfigError, in one line, for a file, a key or a value that does not fit.
+    base(given): what file and options change; given has only what was given. Raises ConfigError,
+    in one line, for a file, a key or a value that does not fit.
     """
     try:
         given = parser.parse_args(list(arguments), defaults=False)
     except ArgumentError as error:
         raise ConfigError(_explained(error, parser)) from None
     parsed = parser.get_defaults()
+    for key, value in values(base(given)):
+        parsed[key.name] = value
     files = given.get("config", [])
     if len(files) > 1:
         raise ConfigError(

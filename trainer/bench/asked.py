@@ -1,0 +1,92 @@
+"""What a benchmark is asked for: which comparison, of which configs. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.bench.sizes import SIZES
+from trainer.bench.step_options import add_step_options, require_steps
+from trainer.config.derived import mesh_of
+from trainer.config.parse import parse
+from trainer.config.schema import Config, PrecisionConfig
+from trainer.config.validate import validate
+from trainer.errors import ConfigError
+
+PRECISIONS: Mapping[str, PrecisionConfig] = {
+    "bfloat16": PrecisionConfig("bfloat16"),
+    "float32": PrecisionConfig("float32"),
+    "float64": PrecisionConfig("float64"),
+}
+READS: Mapping[str, frozenset[str]] = {
+    "transformers": frozenset({"config", "size", "memory"}),
+    **dict.fromkeys(PRECISIONS, frozenset({"config", "size"})),
+}
+"""By what is compared with, the options that it reads; all read steps, keys of a config, json."""
+USUAL_SIZE = "1.7M"
+_CONFIG = "config"
+"""What the case of --config is called."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """cases: by name, what is compared. memory: whether to measure that, too."""
+
+    against: str
+    cases: Mapping[str, Config]
+    steps: int
+    warmup: int
+    memory: bool
+    json: bool
+
+
+def add_options(parser: Any) -> None:
+    """What the command adds to the keys of a config."""
+    add = parser.add_argument
+    add("--against", choices=list(READS), default="transformers", help="The other side.")
+    sizes = f"Models to compare on ({USUAL_SIZE}); keys of a config change them."
+    add("--size", nargs="+", choices=list(SIZES), help=sizes)
+    memory = "Measure peak memory, each side in a process of its own: all kept, and recomputed."
+    add("--memory", action="store_true", default=None, help=memory)
+    add_step_options(parser, steps=10, of="side")
+    add("--json", action="store_true", help="Print one JSON object instead of a table.")
+
+
+def read(parser: Any, arguments: Sequence[str]) -> Asked:
+    """Raises ConfigError for what cannot be compared."""
+    _, given = parse(parser, arguments, lambda given: next(iter(_bases(given).values())))
+    bases = _bases(given)
+    _require_effect(given)
+    require_steps(given.steps, given.warmup)
+    cases = {name: parse(parser, arguments, _always(base))[0] for name, base in bases.items()}
+    for case in cases.values():
+        _require_fit(given.against, case)
+    return Asked(given.against, cases, given.steps, given.warmup, bool(given.memory), given.json)
+
+
+def _bases(given: Any) -> dict[str, Config]:
+    """By the name of its case, each config that keys change."""
+    if given.get("config"):
+        return {_CONFIG: Config()}
+    return {name: SIZES[name].config() for name in given.get("size") or [USUAL_SIZE]}
+
+
+def _always(config: Config) -> Callable[[Any], Config]:
+    return lambda given: config
+
+
+def _require_effect(given: Any) -> None:
+    """Raise ConfigError for an option that this comparison does not read, and for two that say the
+    same."""
+    for option in set().union(*READS.values()) - READS[given.against]:
+        if given[option] is not None:
+            raise ConfigError(f"--{option} has no effect with --against {given.against}")
+    if given.config and given.size:
+        raise ConfigError("--size is a config: leave out --config, or --size")
+
+
+def _require_fit(against: str, config: Config) -> None:
+    if mesh_of(config).world != 1:
+        raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
+    validate(config, 1)

@@ -1,0 +1,45 @@
+"""Ways to take a training step: what a side of a comparison is made from, here or in a process of
+its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from parallel.ranks.process import Process
+from trainer.bench.throughput import random_parts
+from trainer.bench.turns import Step
+from trainer.build.layout import build
+from trainer.config.schema import Config
+from trainer.recipe.progress import Progress
+from trainer.run.step import Trainer
+
+
+class Way(Protocol):
+    """Can be pickled: nothing has been built yet."""
+
+    @property
+    def name(self) -> str:
+        """What the side is called."""
+
+    def start(self) -> Step:
+        """Build the model; a step trains it on a batch of random tokens and returns the loss."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Tandem on one process, as configured."""
+
+    name: str
+    config: Config
+
+    def start(self) -> Step:
+        process = Process()
+        layout = build(self.config, process, process.device(self.config.run.device))
+        trainer = Trainer(layout)
+
+        def step(batch: int) -> float:
+            parts = random_parts(layout, batch)
+            return trainer.step(Progress(batch), parts.__getitem__).loss
+
+        return step
