@@ -1,5 +1,5 @@
 """Measure Tandem beside another way to do the same, in turns, in one run: a training step of
-transformers, or our own in another precision.
+transformers, our own in another precision, or the same layers as plain modules.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ examples:
       --against float32 --steps 20
   OMP_NUM_THREADS=1 python launch/benchmark.py --against transformers \\
       --precision.parameters bfloat16 --json
+  python launch/benchmark.py --against plain --width 64 128 256
 
 Both sides start from the same weights and read the same random tokens, in micro-batches of the same
 size, at a constant learning rate. The command fails where their losses differ.
@@ -38,6 +39,8 @@ three are off on both sides. On a CPU without instructions for bfloat16, Tandem 
 float32 and rounds, while products of transformers take a hundred times as long.
 --memory compares twice: with all kept, and with what the keys of recompute say, or all of them,
 computed again, beside transformers' gradient checkpointing.
+plain: eight layers without experts through the tape and the executor, beside the same layers as
+modules under ordinary autograd; forward and backward of 16 micro-batches, no optimizer.
 docs/benchmarks.md says more.
 """
 

@@ -83,6 +83,19 @@ def test_memory_is_measured_of_all_four(tiny: str, capsys: pytest.CaptureFixture
     assert all(side["memory"]["peak"] > side["memory"]["before"] > 100 for side in sides)
 
 
+def test_the_engine_and_plain_modules_have_the_same_gradients(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--width", "32", "64", "--model.layers", "2", "--model.dense_layers", "2")
+    options += ("--data.sequence_length", "8", "--precision.parameters", "float64")
+    report = measured(capsys, "--against", "plain", *options, "--steps", "2", "--warmup", "0")
+    require_figures(report, 2)
+    assert [case["name"] for case in report["cases"]] == ["width 32", "width 64"]
+    for case in report["cases"]:
+        found = {one["what"]: one["difference"] for one in case["agreements"]}
+        assert found["losses"] < 1e-12 and found["gradients"] < 1e-11
+
+
 @dataclass(frozen=True)
 class Allocates:
     """A way whose step needs so many MiB, for a moment."""
@@ -118,18 +131,24 @@ def test_sides_that_do_not_compute_the_same_are_an_error() -> None:
     require_same(replace(case, agreements=(Agreement("losses", 1e-4, 1e-3),)))
 
 
+PLAIN = ("--against", "plain", "--width", "64")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--mesh.expert", "2"), "mesh must be 1 x 1 x 1"),
         (("--steps", "0"), "--steps must be between 1 and"),
         (("--against", "nobody"), "nobody"),
-        (("--size", "12M"), "leave out --config, or --size"),
+        (("--size", "12M", "--config", "configs/single.yaml"), "leave out --config, or --size"),
         (("--against", "float64", "--memory"), "--memory has no effect with --against float64"),
+        ((*PLAIN, "--size", "12M"), "--size has no effect with --against plain"),
+        ((*PLAIN, "--model.layers", "9"), "no experts: set model.dense_layers to model.layers, 9"),
+        ((*PLAIN, "--model.attention.q_lora_rank", "null"), "give model.attention.q_lora_rank"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    options: tuple[str, ...], said: str, tiny: str, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(("--config", tiny, *options)) == 2
+    assert main(options) == 2
     assert said in capsys.readouterr().err

@@ -15,7 +15,7 @@ from parallel.ranks.process import Process
 from trainer.bench.results import Case, Memory, losses_agree, require_same, side_of
 from trainer.bench.step_memory import step_memory
 from trainer.bench.transformers_way import Transformers, exported
-from trainer.bench.turns import Progress, Turns, take_turns, timed
+from trainer.bench.turns import OnProgress, Turns, take_turns, timed
 from trainer.bench.ways import Ours, Way
 from trainer.config.schema import Config, PrecisionConfig, RecomputeConfig
 
@@ -46,7 +46,7 @@ def comparable(config: Config) -> Config:
 
 
 def against_precision(
-    name: str, config: Config, other: PrecisionConfig, turns: Turns, progress: Progress
+    name: str, config: Config, other: PrecisionConfig, turns: Turns, progress: OnProgress
 ) -> list[Case]:
     """Beside our own step in another precision."""
     config = comparable(config)
@@ -55,7 +55,9 @@ def against_precision(
     return _compare([pair], config, {}, allowed, turns, progress)
 
 
-def against_transformers(name: str, config: Config, turns: Turns, progress: Progress) -> list[Case]:
+def against_transformers(
+    name: str, config: Config, turns: Turns, progress: OnProgress
+) -> list[Case]:
     """Beside transformers' step."""
     config = comparable(config)
     with exported(config) as weights:
@@ -64,7 +66,7 @@ def against_transformers(name: str, config: Config, turns: Turns, progress: Prog
 
 
 def memory_against_transformers(
-    name: str, config: Config, turns: Turns, progress: Progress
+    name: str, config: Config, turns: Turns, progress: OnProgress
 ) -> list[Case]:
     """Beside transformers' step with the memory of both: all kept; and computed again in the
     backward, by the config's keys of recompute or all of these, and by checkpointing."""
@@ -101,7 +103,7 @@ def _compare(
     memories: Mapping[str, Memory],
     allowed: float,
     turns: Turns,
-    progress: Progress,
+    progress: OnProgress,
 ) -> list[Case]:
     ways = _ways(pairs)
     device = Process().device(config.run.device)

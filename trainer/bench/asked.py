@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.bench.sizes import SIZES
+from trainer.bench.sizes import SIZES, dense
 from trainer.bench.step_options import add_step_options, require_steps
 from trainer.config.derived import mesh_of
 from trainer.config.parse import parse
-from trainer.config.schema import Config, PrecisionConfig
+from trainer.config.schema import Config, ModelConfig, PrecisionConfig
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
 
@@ -22,9 +22,11 @@ PRECISIONS: Mapping[str, PrecisionConfig] = {
 READS: Mapping[str, frozenset[str]] = {
     "transformers": frozenset({"config", "size", "memory"}),
     **dict.fromkeys(PRECISIONS, frozenset({"config", "size"})),
+    "plain": frozenset({"width"}),
 }
 """By what is compared with, the options that it reads; all read steps, keys of a config, json."""
 USUAL_SIZE = "1.7M"
+USUAL_WIDTHS = (64, 128, 256)
 _CONFIG = "config"
 """What the case of --config is called."""
 
@@ -47,6 +49,10 @@ def add_options(parser: Any) -> None:
     add("--against", choices=list(READS), default="transformers", help="The other side.")
     sizes = f"Models to compare on ({USUAL_SIZE}); keys of a config change them."
     add("--size", nargs="+", choices=list(SIZES), help=sizes)
+    widths = (
+        f"Widths of the model without experts ({' '.join(map(str, USUAL_WIDTHS))}); plain only."
+    )
+    add("--width", nargs="+", type=int, metavar="N", help=widths)
     memory = "Measure peak memory, each side in a process of its own: all kept, and recomputed."
     add("--memory", action="store_true", default=None, help=memory)
     add_step_options(parser, steps=10, of="side")
@@ -69,6 +75,8 @@ def _bases(given: Any) -> dict[str, Config]:
     """By the name of its case, each config that keys change."""
     if given.get("config"):
         return {_CONFIG: Config()}
+    if given.get("against") == "plain":
+        return {f"width {width}": dense(width) for width in given.get("width") or USUAL_WIDTHS}
     return {name: SIZES[name].config() for name in given.get("size") or [USUAL_SIZE]}
 
 
@@ -89,4 +97,18 @@ def _require_effect(given: Any) -> None:
 def _require_fit(against: str, config: Config) -> None:
     if mesh_of(config).world != 1:
         raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
+    if against == "plain":
+        _require_dense(config.model)
     validate(config, 1)
+
+
+def _require_dense(model: ModelConfig) -> None:
+    """Raise ConfigError for what trainer/bench/plain_model.py has not."""
+    if model.dense_layers != model.layers:
+        raise ConfigError(
+            f"plain modules have no experts: set model.dense_layers to model.layers, {model.layers}"
+        )
+    if model.attention.q_lora_rank is None:
+        raise ConfigError("plain modules have a query latent: give model.attention.q_lora_rank")
+    if model.mtp.depth:
+        raise ConfigError("plain modules have no MTP: leave out --model.mtp.depth")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from trainer.bench.against import (
     against_precision,
     against_transformers,
     memory_against_transformers,
 )
 from trainer.bench.asked import PRECISIONS, Asked
+from trainer.bench.plain import against_plain
 from trainer.bench.results import Case, Report
 from trainer.bench.step_memory import memory_of_torch
 from trainer.bench.transformers_way import require_transformers
-from trainer.bench.turns import Progress, Turns
+from trainer.bench.turns import OnProgress, Turns
 from trainer.config.schema import Config
 
 
-def measure(asked: Asked, progress: Progress) -> Report:
+def measure(asked: Asked, progress: OnProgress) -> Report:
     """Raises RunError where the two sides do not compute the same."""
     if asked.against == "transformers":
         require_transformers()
@@ -25,7 +28,8 @@ def measure(asked: Asked, progress: Progress) -> Report:
         for name, config in asked.cases.items()
         for case in _cases(asked, name, config, turns, progress)
     ]
-    return Report(asked.against, "speed", tuple(cases), _notes(asked))
+    ratio: Literal["time", "speed"] = "time" if asked.against == "plain" else "speed"
+    return Report(asked.against, ratio, tuple(cases), _notes(asked))
 
 
 def _notes(asked: Asked) -> tuple[str, ...]:
@@ -34,9 +38,13 @@ def _notes(asked: Asked) -> tuple[str, ...]:
     return (f"of each peak, {memory_of_torch():,.0f} MiB are torch itself, imported",)
 
 
-def _cases(asked: Asked, name: str, config: Config, turns: Turns, progress: Progress) -> list[Case]:
+def _cases(
+    asked: Asked, name: str, config: Config, turns: Turns, progress: OnProgress
+) -> list[Case]:
     if asked.against in PRECISIONS:
         return against_precision(name, config, PRECISIONS[asked.against], turns, progress)
+    if asked.against == "plain":
+        return against_plain(name, config, turns, progress)
     if asked.memory:
         return memory_against_transformers(name, config, turns, progress)
     return against_transformers(name, config, turns, progress)

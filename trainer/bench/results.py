@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from trainer.bench.spread import Spread
 from trainer.bench.turns import Timed
@@ -104,3 +106,16 @@ def losses_agree(ours: Side, theirs: Side, allowed: float) -> Agreement:
     """Of the losses of all steps."""
     pairs = zip(ours.losses, theirs.losses, strict=True)
     return Agreement("losses", max(abs(a - b) / abs(b) for a, b in pairs), allowed)
+
+
+def gradients_agree(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], allowed: float
+) -> Agreement:
+    """Of the gradients by name; of each the norm of the difference over its norm."""
+    if ours.keys() != theirs.keys():
+        raise RunError(f"only one side has gradients of {sorted(ours.keys() ^ theirs.keys())}")
+    apart = [
+        float((ours[name].double() - grad.double()).norm() / grad.double().norm())
+        for name, grad in theirs.items()
+    ]
+    return Agreement("gradients", max(apart), allowed)

@@ -14,7 +14,7 @@ from trainer.bench.throughput import now
 
 Step = Callable[[int], Any]
 """Does the work of the step with this number, and returns what it gave."""
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Is told (done, total) again and again."""
 
 
@@ -50,7 +50,7 @@ def take_turns(
     sides: Sequence[Step],
     turns: Turns,
     time_step: Callable[[Step, int], Timed],
-    progress: Progress,
+    progress: OnProgress,
 ) -> list[list[Timed]]:
     """All steps of each side, warm-up first; within a turn in order, in the next from the end."""
     found: list[list[Timed]] = [[] for _ in sides]
