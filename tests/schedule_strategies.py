@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from parallel.schedule.generators import GENERATORS, generate
-from parallel.schedule.lower import Lowered, Message
+from parallel.schedule.lower import Lowered, Message, Step
 from parallel.schedule.table import Action, Item, Schedule, actions
 
 QUICK = settings(max_examples=150, deadline=None)
@@ -67,6 +69,59 @@ def followable(schedule: Schedule) -> bool:
     except CycleError:
         return False
     return True
+
+
+def deadlocks(lowered: Lowered, synchronised: bool) -> bool:
+    """Whether ranks get stuck where a send blocks until its receive is posted and, if synchronised,
+    where they wait before each item for all that they have posted: as a graph with a circle."""
+    posting = {m: ("post", r, p) for r, p, step in _steps(lowered) for m in step.receives}
+    graph: dict[tuple, list[tuple]] = {}
+    for program in range(len(lowered.programs)):
+        before: list[tuple] = []
+        for rank, position, step in _steps(lowered):
+            if rank != program:
+                continue
+            post, item = ("post", rank, position), ("item", rank, position)
+            awaited = {*step.waits, *(step.receives if synchronised else ())}
+            graph[post] = before
+            graph[item] = [post, *(("sent", m) for m in awaited)]
+            before = [item]
+            for m in step.sends:
+                graph["sent", m] = [*before, posting[m]]
+                before = [("sent", m)]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError:
+        return True
+    return False
+
+
+def needed_too_late(lowered: Lowered) -> list[tuple[int, int, Message]]:
+    """Receives (rank, position, message) that are posted before an item of the rank that the
+    message's sender needs, through whatever messages: by the latest such item of every rank."""
+    sender = {m: (r, p) for r, p, step in _steps(lowered) for m in step.sends}
+
+    @cache
+    def needed(rank: int, position: int) -> dict[int, int]:
+        """By rank, the last position that (rank, position) needs, itself too."""
+        latest = dict(needed(rank, position - 1)) if position else {}
+        for m in lowered.programs[rank][position].waits:
+            for other, last in needed(*sender[m]).items():
+                latest[other] = max(last, latest.get(other, -1))
+        return {**latest, rank: position}
+
+    return [
+        (rank, position, m)
+        for rank, position, step in _steps(lowered)
+        for m in step.receives
+        if needed(*sender[m]).get(rank, -1) >= position
+    ]
+
+
+def _steps(lowered: Lowered) -> Iterator[tuple[int, int, Step]]:
+    for rank, program in enumerate(lowered.programs):
+        for position, step in enumerate(program):
+            yield rank, position, step
 
 
 def posted_at_use(lowered: Lowered) -> Lowered:

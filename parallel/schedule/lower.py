@@ -4,17 +4,18 @@ What an executor does with a step: it posts `receives` (asynchronously), runs `i
 each wait for their own input message only, then issues `sends` (asynchronously, though the proof
 below allows it to wait).
 
-A channel is a pair (source, destination), first in first out over all its messages. So receives
-are posted in the order in which the source sends: `ahead` items before use, earlier where a
-later message on the channel is used first, and in any case no later than the next paragraph says.
+A channel is a pair (source, destination), first in first out over all its messages.
 
 No deadlock. Number all items so that each comes after those it needs and those before it on its
-rank; such an order exists if the programs can be followed at all. Every receive is posted before
-the first item of its rank that comes after the one that sends. Then even sends that block until
-their receive is posted cannot stop the pipeline: of all ranks that are stuck, take the one whose
-item x comes first. If x waits for an input, the rank that makes it is stuck at an item before x.
-If x has run and its send blocks, the receiver is stuck before it posts, so at an item before x.
-Both contradict the choice of x.
+rank; such an order exists if the programs can be followed at all. Every receive is posted just
+before the first item of its rank that comes after the one that sends; so on a channel they are
+posted in the order of the sends, and none after its use. Then the pipeline does not stop, even if
+every send blocks until its receive is posted, and every rank waits before each item until all that
+it has posted is there: a GPU may do so, since NCCL's receives are kernels, and CUDA waits for all
+kernels when it loads one or frees memory. Of all ranks that are stuck, take the one whose item x
+comes first. If x waits for an input or for a posted receive, the rank that makes it is stuck at an
+item before x. If x has run and its send blocks, the receiver is stuck before it posts, so at an
+item before x. Both contradict the choice of x.
 
 Neighbouring stages on one rank hand over locally, with no message.
 """
@@ -22,7 +23,6 @@ Neighbouring stages on one rank hand over locally, with no message.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -127,45 +127,49 @@ def channels(lowered: Lowered) -> set[Channel]:
 
 
 @collector_paused()
-def lower(schedule: Schedule, ahead: int = 2) -> Lowered:
-    """Add sends and receives to `schedule`, each receive posted at least `ahead` items before use.
+def lower(schedule: Schedule) -> Lowered:
+    """Add sends and receives to `schedule`.
 
-    If the programs can be followed at all, the result has no deadlock, even if every send blocked
-    until its receive is posted.
+    If the programs can be followed at all, the result has no deadlock (see above).
     Raises ScheduleError where a message is sent that no item uses, or used that none sends.
     """
     mail = _Mail(schedule)
     sends = [[mail.outputs(item) for item in program] for program in schedule.programs]
     waits = [[mail.inputs(item) for item in program] for program in schedule.programs]
-    uses = [
-        {message: position for position, messages in enumerate(program) for message in messages}
-        for program in waits
-    ]
-    ends = _ends(schedule, sends, waits)
-    channels: dict[Channel, list[tuple[Message, float]]] = defaultdict(list)
-    for program_sends, program_ends in zip(sends, ends):
-        for messages, end in zip(program_sends, chain(program_ends, repeat(inf))):
-            for message in messages:
-                channels[message.source, message.destination].append((message, end))
-
-    receives: list[dict[int, Messages]] = [{} for _ in schedule.programs]
-    for (_, destination), in_order in sorted(channels.items()):
-        positions = _posting_positions(in_order, uses[destination], ends[destination], ahead)
-        posted = receives[destination]
-        for (message, _), position in zip(in_order, positions):
-            posted[position] = (*posted.get(position, ()), message)
-    for unsent in uses:
-        for message, position in unsent.items():
-            raise ScheduleError(
-                f"rank {message.destination}, position {position} waits for the {message}, which "
-                "is never sent"
-            )
-
+    receives = _receives(sends, waits, _ends(schedule, sends, waits))
     programs = tuple(
-        tuple(Step(posted.get(i, ()), *step) for i, step in enumerate(zip(*columns)))
+        tuple(Step(tuple(posted.get(i, ())), *step) for i, step in enumerate(zip(*columns)))
         for posted, *columns in zip(receives, schedule.programs, sends, waits)
     )
     return Lowered(schedule, programs)
+
+
+def _receives(
+    sends: list[list[Messages]], waits: list[list[Messages]], ends: list[list[int]]
+) -> list[dict[int, list[Message]]]:
+    """By rank and position, the receives to post before that item; by source, in its send order."""
+    unsent = {
+        message: position
+        for program in waits
+        for position, messages in enumerate(program)
+        for message in messages
+    }
+    receives: list[dict[int, list[Message]]] = [{} for _ in ends]
+    for source, program in enumerate(sends):
+        for messages, end in zip(program, chain(ends[source], repeat(inf))):
+            for message in messages:
+                rank = message.destination
+                if unsent.pop(message, None) is None:
+                    raise ScheduleError(f"rank {rank} never uses the {message}")
+                # Of two items that end together, the one on the lower rank comes first.
+                search = bisect_left if source < rank else bisect_right
+                receives[rank].setdefault(search(ends[rank], end), []).append(message)
+    for message, position in unsent.items():
+        raise ScheduleError(
+            f"rank {message.destination}, position {position} waits for the {message}, which "
+            "is never sent"
+        )
+    return receives
 
 
 class _Mail:
@@ -200,10 +204,12 @@ class _Mail:
 def _ends(
     schedule: Schedule, sends: list[list[Messages]], waits: list[list[Messages]]
 ) -> list[list[int]]:
-    """When each item would end, by rank, if F, I and W took one unit and a transfer no time.
+    """When each item would end, by rank, if F, I and W took four units and a transfer one.
 
-    This time, and then the rank, puts items in an order that can be followed. A rank that would
-    wait forever has no more ends than items before.
+    This time, and then the rank, puts items in an order that can be followed, whatever the units:
+    these decide only how early receives are posted. Without the one of the transfer, ranks would
+    keep step, and a receive would wait for the end of the item that a late rank is running. A rank
+    that would wait forever has no more ends than items before.
     """
     walk: Walk[Message] = Walk()
     ends: list[list[int]] = [[] for _ in schedule.programs]
@@ -215,8 +221,8 @@ def _ends(
             for message in waits_for:
                 if message not in sent_at:
                     yield message
-                clock = max(clock, sent_at[message])
-            clock += 3 if isinstance(item, Overlap) else 1 + (item.kind == "B")
+                clock = max(clock, sent_at[message] + 1)
+            clock += 12 if isinstance(item, Overlap) else 8 if item.kind == "B" else 4
             done.append(clock)
             for message in makes:
                 sent_at[message] = clock
@@ -224,24 +230,3 @@ def _ends(
 
     walk.follow(map(run, range(schedule.ranks)))
     return ends
-
-
-def _posting_positions(
-    messages: list[tuple[Message, float]], uses: dict[Message, int], ends: list[int], ahead: int
-) -> list[int]:
-    """Where to post one channel's receives, in its send order. Removes what it finds from `uses`.
-
-    messages: with the end of the item that sends. ends: of the receiver's items.
-    """
-    positions = []
-    for message, end in messages:
-        if message not in uses:
-            raise ScheduleError(f"rank {message.destination} never uses the {message}")
-        # The receiver's first item after the one that sends; of two that end together, the one
-        # on the lower rank comes first.
-        search = bisect_left if message.source < message.destination else bisect_right
-        positions.append(max(0, min(uses.pop(message) - ahead, search(ends, end))))
-    # First in, first out: nothing may be posted after what is sent later.
-    for i in range(len(positions) - 2, -1, -1):
-        positions[i] = min(positions[i], positions[i + 1])
-    return positions

@@ -21,8 +21,7 @@ class Run:
     """The words of all ranks, run.
 
     ends, filled: by rank and position; when it ends, and how many Ws come before it. arrivals: by
-    slot. Times are those of `simulate` wherever every receive is posted in time, which the
-    lowering sees to unless two items of a rank together take less than a transfer; then they are
+    slot. Times are those of `simulate` where every receive is posted in time; elsewhere they are
     earlier.
     """
 
