@@ -1,5 +1,6 @@
 """Measure Tandem beside another way to do the same, in turns, in one run: a training step of
-transformers, our own in another precision, or the same layers as plain modules.
+transformers, our own in another precision, the same layers as plain modules, or in the pipelines of
+torch.distributed.pipelining.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ examples:
   OMP_NUM_THREADS=1 python launch/benchmark.py --against transformers \\
       --precision.parameters bfloat16 --json
   python launch/benchmark.py --against plain --width 64 128 256
+  python launch/benchmark.py --against torch-pipelining --ranks 4 --micro-batches 16 --width 256
 
 Both sides start from the same weights and read the same random tokens, in micro-batches of the same
 size, at a constant learning rate. The command fails where their losses differ.
@@ -41,6 +43,8 @@ float32 and rounds, while products of transformers take a hundred times as long.
 computed again, beside transformers' gradient checkpointing.
 plain: eight layers without experts through the tape and the executor, beside the same layers as
 modules under ordinary autograd; forward and backward of 16 micro-batches, no optimizer.
+torch-pipelining: the same eight layers in a pipeline of --ranks processes here, run by our executor
+and by torch's schedules, which take the plain modules; times until the last rank is done.
 docs/benchmarks.md says more.
 """
 

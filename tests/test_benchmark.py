@@ -96,6 +96,22 @@ def test_the_engine_and_plain_modules_have_the_same_gradients(
         assert found["losses"] < 1e-12 and found["gradients"] < 1e-11
 
 
+def test_torch_runs_the_same_schedules_to_the_same_gradients(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--ranks", "2", "--micro-batches", "4", "--width", "32", "--model.layers", "4")
+    options += ("--model.dense_layers", "4", "--data.sequence_length", "8")
+    options += ("--precision.parameters", "float64", "--steps", "2", "--warmup", "0")
+    report = measured(capsys, "--against", "torch-pipelining", *options)
+    require_figures(report, 2)
+    schedules = [case["name"].removeprefix("width 32, ") for case in report["cases"]]
+    assert schedules == ["1f1b", "interleaved", "zbv", "dualpipev"]
+    for case in report["cases"]:
+        found = {one["what"]: one["difference"] for one in case["agreements"]}
+        assert found["losses"] < 1e-12 and found["gradients"] < 1e-11
+        assert case["sides"][0]["losses"] == report["cases"][0]["sides"][0]["losses"]
+
+
 @dataclass(frozen=True)
 class Allocates:
     """A way whose step needs so many MiB, for a moment."""
@@ -142,6 +158,10 @@ PLAIN = ("--against", "plain", "--width", "64")
         (("--against", "nobody"), "nobody"),
         (("--size", "12M", "--config", "configs/single.yaml"), "leave out --config, or --size"),
         (("--against", "float64", "--memory"), "--memory has no effect with --against float64"),
+        ((*PLAIN, "--ranks", "2"), "--ranks has no effect with --against plain"),
+        (("--against", "torch-pipelining", "--micro-batches", "6"), "micro_batches"),
+        (("--against", "torch-pipelining", "--ranks", "1"), "two --ranks or more"),
+        (("--against", "torch-pipelining", "--ranks", "999"), "999 processes"),
         ((*PLAIN, "--size", "12M"), "--size has no effect with --against plain"),
         ((*PLAIN, "--model.layers", "9"), "no experts: set model.dense_layers to model.layers, 9"),
         ((*PLAIN, "--model.attention.q_lora_rank", "null"), "give model.attention.q_lora_rank"),

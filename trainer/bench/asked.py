@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from trainer.bench.sizes import SIZES, dense
 from trainer.bench.step_options import add_step_options, require_steps
@@ -13,6 +13,7 @@ from trainer.config.parse import parse
 from trainer.config.schema import Config, ModelConfig, PrecisionConfig
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
+from trainer.run.local_ranks import require_room
 
 PRECISIONS: Mapping[str, PrecisionConfig] = {
     "bfloat16": PrecisionConfig("bfloat16"),
@@ -23,10 +24,15 @@ READS: Mapping[str, frozenset[str]] = {
     "transformers": frozenset({"config", "size", "memory"}),
     **dict.fromkeys(PRECISIONS, frozenset({"config", "size"})),
     "plain": frozenset({"width"}),
+    "torch-pipelining": frozenset({"width", "ranks", "micro_batches"}),
 }
 """By what is compared with, the options that it reads; all read steps, keys of a config, json."""
+Schedule = Literal["1f1b", "interleaved", "zbv", "dualpipev"]
+IN_BOTH: tuple[Schedule, ...] = ("1f1b", "interleaved", "zbv", "dualpipev")
+"""The schedules that torch.distributed.pipelining has, too."""
 USUAL_SIZE = "1.7M"
-USUAL_WIDTHS = (64, 128, 256)
+USUAL_WIDTHS = {"plain": (64, 128, 256), "torch-pipelining": (256,)}
+USUAL_RANKS, USUAL_MICRO_BATCHES = {"plain": 1, "torch-pipelining": 4}, 16
 _CONFIG = "config"
 """What the case of --config is called."""
 
@@ -49,10 +55,12 @@ def add_options(parser: Any) -> None:
     add("--against", choices=list(READS), default="transformers", help="The other side.")
     sizes = f"Models to compare on ({USUAL_SIZE}); keys of a config change them."
     add("--size", nargs="+", choices=list(SIZES), help=sizes)
-    widths = (
-        f"Widths of the model without experts ({' '.join(map(str, USUAL_WIDTHS))}); plain only."
-    )
+    widths = "Widths of the model without experts: plain (64 128 256), torch-pipelining (256)."
     add("--width", nargs="+", type=int, metavar="N", help=widths)
+    ranks = "torch-pipelining: pipeline ranks, a process each (4)."
+    add("--ranks", type=int, metavar="N", help=ranks)
+    count = "torch-pipelining: micro-batches of a step (16)."
+    add("--micro-batches", type=int, metavar="N", help=count)
     memory = "Measure peak memory, each side in a process of its own: all kept, and recomputed."
     add("--memory", action="store_true", default=None, help=memory)
     add_step_options(parser, steps=10, of="side")
@@ -75,8 +83,12 @@ def _bases(given: Any) -> dict[str, Config]:
     """By the name of its case, each config that keys change."""
     if given.get("config"):
         return {_CONFIG: Config()}
-    if given.get("against") == "plain":
-        return {f"width {width}": dense(width) for width in given.get("width") or USUAL_WIDTHS}
+    against = given.get("against")
+    if against in USUAL_WIDTHS:
+        ranks = given.get("ranks") or USUAL_RANKS[against]
+        count = given.get("micro_batches") or USUAL_MICRO_BATCHES
+        widths = given.get("width") or USUAL_WIDTHS[against]
+        return {f"width {width}": dense(width, ranks, count) for width in widths}
     return {name: SIZES[name].config() for name in given.get("size") or [USUAL_SIZE]}
 
 
@@ -89,17 +101,30 @@ def _require_effect(given: Any) -> None:
     same."""
     for option in set().union(*READS.values()) - READS[given.against]:
         if given[option] is not None:
-            raise ConfigError(f"--{option} has no effect with --against {given.against}")
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name} has no effect with --against {given.against}")
     if given.config and given.size:
         raise ConfigError("--size is a config: leave out --config, or --size")
 
 
 def _require_fit(against: str, config: Config) -> None:
+    if against in USUAL_WIDTHS:
+        _require_dense(config.model)
+    if against == "torch-pipelining":
+        mesh = mesh_of(config)
+        if mesh.pipeline < 2 or mesh.data != 1:
+            raise ConfigError("torch-pipelining needs two --ranks or more, and no other mesh")
+        require_room("benchmark", mesh.pipeline)
+        for schedule in IN_BOTH:
+            validate(with_schedule(config, schedule), config.mesh.pipeline)
+        return
     if mesh_of(config).world != 1:
         raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
-    if against == "plain":
-        _require_dense(config.model)
     validate(config, 1)
+
+
+def with_schedule(config: Config, schedule: Schedule) -> Config:
+    return replace(config, pipeline=replace(config.pipeline, schedule=schedule))
 
 
 def _require_dense(model: ModelConfig) -> None:

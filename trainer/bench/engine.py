@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from trainer.bench.throughput import random_parts
 from trainer.bench.turns import Step
 from trainer.build.layout import Layout
@@ -24,3 +26,9 @@ def engine_step(layout: Layout) -> Step:
         return float(result.losses.get(LOSS, 0.0)) * weights[LOSS]
 
     return step
+
+
+def engine_gradients(layout: Layout) -> dict[str, Tensor]:
+    """Of the last step on this rank, by the name of the parameter in the model."""
+    parameters = layout.part.named_parameters()
+    return {name: p.grad for name, p in parameters if p.grad is not None}

@@ -9,10 +9,11 @@ from trainer.bench.against import (
     against_transformers,
     memory_against_transformers,
 )
-from trainer.bench.asked import PRECISIONS, Asked
+from trainer.bench.asked import PRECISIONS, USUAL_WIDTHS, Asked
 from trainer.bench.plain import against_plain
 from trainer.bench.results import Case, Report
 from trainer.bench.step_memory import memory_of_torch
+from trainer.bench.torch_pipelining import against_torch_pipelining
 from trainer.bench.transformers_way import require_transformers
 from trainer.bench.turns import OnProgress, Turns
 from trainer.config.schema import Config
@@ -28,7 +29,7 @@ def measure(asked: Asked, progress: OnProgress) -> Report:
         for name, config in asked.cases.items()
         for case in _cases(asked, name, config, turns, progress)
     ]
-    ratio: Literal["time", "speed"] = "time" if asked.against == "plain" else "speed"
+    ratio: Literal["time", "speed"] = "time" if asked.against in USUAL_WIDTHS else "speed"
     return Report(asked.against, ratio, tuple(cases), _notes(asked))
 
 
@@ -43,6 +44,8 @@ def _cases(
 ) -> list[Case]:
     if asked.against in PRECISIONS:
         return against_precision(name, config, PRECISIONS[asked.against], turns, progress)
+    if asked.against == "torch-pipelining":
+        return against_torch_pipelining(name, config, turns)
     if asked.against == "plain":
         return against_plain(name, config, turns, progress)
     if asked.memory:

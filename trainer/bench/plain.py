@@ -7,9 +7,10 @@ from __future__ import annotations
 from functools import partial
 
 from parallel.ranks.process import Process
-from trainer.bench.engine import engine_step
+from trainer.bench.engine import engine_gradients, engine_step
 from trainer.bench.plain_model import PlainStage, cross_entropy
 from trainer.bench.results import (
+    ROUNDING,
     Case,
     gradients_agree,
     losses_agree,
@@ -20,9 +21,6 @@ from trainer.bench.throughput import random_tokens
 from trainer.bench.turns import OnProgress, Step, Turns, take_turns, timed
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config
-
-ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2}
-"""How far apart it brings gradients, by the type of the weights."""
 
 
 def against_plain(name: str, config: Config, turns: Turns, progress: OnProgress) -> list[Case]:
@@ -41,7 +39,7 @@ def against_plain(name: str, config: Config, turns: Turns, progress: OnProgress)
     sides = side_of("Tandem", ours, turns.warmup), side_of("plain", theirs, turns.warmup)
     allowed = ROUNDING[config.precision.parameters]
     gradients = gradients_agree(
-        {name: p.grad for name, p in layout.part.named_parameters() if p.grad is not None},
+        engine_gradients(layout),
         {name: p.grad for name, p in plain.named_parameters() if p.grad is not None},
         allowed,
     )

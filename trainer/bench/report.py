@@ -29,7 +29,7 @@ def as_json(report: Report) -> dict[str, Any]:
 def show(report: Report) -> None:
     """Print the table, what its figures are, and how far the sides agree."""
     # As wide as the table is, where the output is a file.
-    console = Console() if Console().is_terminal else Console(width=140)
+    console = Console() if Console().is_terminal else Console(width=150)
     console.print(_table(report))
     for case in report.cases:
         for found in case.agreements:
@@ -74,7 +74,7 @@ def _row(report: Report, case: Case, side: Side, with_memory: bool) -> list[str]
 
 def _shown(spread: Spread) -> str:
     low, high = spread.quartiles
-    return f"{spread.median:.3f} ({low:.3f} to {high:.3f})"
+    return f"{spread.median:.3f} ({low:.3f}-{high:.3f})"
 
 
 def _case(report: Report, case: Case) -> dict[str, Any]:

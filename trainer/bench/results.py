@@ -16,6 +16,10 @@ Clock = Literal["wall", "cpu"]
 """Seconds that pass, or those that processors work."""
 
 
+ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2}
+"""How far apart rounding alone brings losses and gradients of the same weights, by their type."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Of one process, in MiB. before: resident when its first step starts: the programs, weights

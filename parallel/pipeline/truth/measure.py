@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 from parallel.pipeline.transport import Transport
 from parallel.pipeline.truth.ours import Measured, execute, make_transport
-from parallel.pipeline.truth.processes import run_ranks
 from parallel.pipeline.truth.replay import gradients_first, replay
 from parallel.pipeline.truth.results import Comparison, Truth, TruthTest
 from parallel.pipeline.truth.theirs import TorchPipeline
+from parallel.ranks.forked import run_ranks
 from parallel.study.costs import NOTHING
 from parallel.study.simulate import simulate
 

@@ -1,4 +1,4 @@
-"""The truth test's ranks: one process each on this machine, over gloo."""
+"""Ranks as processes of this machine, over gloo."""
 
 from __future__ import annotations
 
