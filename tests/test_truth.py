@@ -40,8 +40,9 @@ def _schedule(name: str) -> Schedule:
 
 
 def _run(process: Process) -> tuple[dict[str, Measured], Measured]:
-    transport = make_transport(RANKS, process.rank, timedelta(seconds=60))
-    runs = {name: execute(_schedule(name), COSTS, transport) for name in GENERATORS}
+    schedules = {name: _schedule(name) for name in GENERATORS}
+    transport = make_transport(list(schedules.values()), process.rank, timedelta(seconds=60))
+    runs = {name: execute(schedule, COSTS, transport) for name, schedule in schedules.items()}
     return runs, execute(_schedule("1f1b"), DENSE, transport, exchanges=False)
 
 

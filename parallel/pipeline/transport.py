@@ -1,20 +1,22 @@
 """Messages between the ranks of one pipeline, over torch.distributed.
 
-Messages up and down the ranks go through a process group each: a channel (source, destination) is
-then first in, first out and independent of the one that comes back, so that with NCCL a send never
-blocks the receive that its peer waits for.
+Each channel (source, destination) has a process group of its two ranks, so that it is first in,
+first out, and independent of all others: with NCCL a communicator of its own, on which nothing but
+its messages waits, whether torch makes it at once or at the first message.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.ranks.groups import make_groups
 from parallel.ranks.mesh import RankSet
 from parallel.schedule.lower import Channel, Message
 
@@ -32,45 +34,69 @@ class Receive:
 
 
 @dataclass
+class Unreceived:
+    """Tensors sent on one channel, kept until they have been received.
+
+    limit: sends that may be in flight before the oldest is waited for; the check proves that this
+    cannot deadlock. Only NCCL says before a wait what has been received: with gloo up to `limit`
+    tensors are kept.
+    """
+
+    limit: int
+    _sent: deque[tuple[dist.Work, Tensor]] = field(default_factory=deque)
+
+    def add(self, work: dist.Work, tensor: Tensor) -> None:
+        self._sent.append((work, tensor))
+
+    def forget(self) -> None:
+        """Let go of what has been received."""
+        while self._sent and (len(self._sent) > self.limit or self._sent[0][0].is_completed()):
+            self._sent.popleft()[0].wait()
+
+    def finish(self) -> None:
+        """Wait until all has been received."""
+        while self._sent:
+            self._sent.popleft()[0].wait()
+
+
+@dataclass
 class Transport:
     """Sends and receives tensors of one shape and dtype, to and from the other pipeline ranks.
 
-    rank: this pipeline rank. ranks: world ranks by pipeline rank. up, down: groups over all of
-    them, for messages to higher and to lower pipeline ranks. unreceived: sends that may be in
-    flight on a channel before the oldest is waited for, which frees its tensor; the check proves
-    that this cannot deadlock.
+    rank: this pipeline rank. ranks: world ranks by pipeline rank. groups: of the channels of this
+    rank, by pipeline ranks.
     """
 
     rank: int
     ranks: RankSet
-    up: dist.ProcessGroup
-    down: dist.ProcessGroup
+    groups: Mapping[Channel, dist.ProcessGroup]
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    _sent: dict[int, deque[tuple[dist.Work, Tensor]]] = field(default_factory=dict)
+    _unreceived: dict[Channel, Unreceived] = field(init=False)
 
-    def open(self, channels: Iterable[Channel]) -> None:
-        """Send one message through each channel (source, destination), by pipeline rank.
+    def __post_init__(self) -> None:
+        limit = 2 * len(self.ranks) + 2
+        self._unreceived = {channel: Unreceived(limit) for channel in self.groups}
 
-        NCCL makes the communicator of two ranks at their first message, and blocks the host until
-        both have come; a receive posted ahead of use would then wait for a peer that waits for us.
-        Collective over the pipeline, with the same channels.
+    def open(self) -> None:
+        """Send one message through each channel.
+
+        NCCL makes a communicator at the first message, and blocks the host until both ranks have
+        come; a receive posted ahead of use would then wait for a peer that waits for us.
+        Collective over the pipeline.
         """
-        for source, destination in sorted(channels):
+        for source, destination in sorted(self.groups):
             message = Message("activation", 0, 0, 0, source, destination)
             if self.rank == source:
                 self.send(message, torch.zeros(self.shape, dtype=self.dtype, device=self.device))
                 self.finish()
-            elif self.rank == destination:
+            else:
                 self.post(message).wait()
-
-    @property
-    def unreceived(self) -> int:
-        return 2 * len(self.ranks) + 2
 
     def post(self, message: Message) -> Receive:
         """Post the receive of `message` without waiting."""
+        self._forget()
         buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         work = dist.irecv(buffer, self.ranks[message.source], group=self._group(message))
         return Receive(_in_group(work), buffer)
@@ -79,23 +105,53 @@ class Transport:
         """Start sending `tensor`, which must not change before `finish`."""
         tensor = tensor.contiguous()
         work = dist.isend(tensor, self.ranks[message.destination], group=self._group(message))
-        queue = self._sent.setdefault(message.destination, deque())
-        queue.append((_in_group(work), tensor))
-        if len(queue) > self.unreceived:
-            queue.popleft()[0].wait()
+        self._unreceived[message.source, message.destination].add(_in_group(work), tensor)
+        self._forget()
 
     def finish(self) -> None:
         """Wait until all sends have been received."""
-        for queue in self._sent.values():
-            while queue:
-                queue.popleft()[0].wait()
+        for unreceived in self._unreceived.values():
+            unreceived.finish()
+
+    def _forget(self) -> None:
+        for unreceived in self._unreceived.values():
+            unreceived.forget()
 
     def _group(self, message: Message) -> dist.ProcessGroup:
-        return self.up if message.destination > message.source else self.down
+        channel = message.source, message.destination
+        if channel not in self.groups:
+            raise ValueError(
+                f"rank {self.rank} has no channel for the {message}: make the transport with the "
+                "channels of every table that it is to run"
+            )
+        return self.groups[channel]
+
+
+def channel_groups(
+    pipelines: Sequence[RankSet],
+    channels: Iterable[Channel],
+    rank: int,
+    timeout: timedelta,
+    device: torch.device,
+) -> Mapping[Channel, dist.ProcessGroup]:
+    """The groups of the channels that world rank `rank` is on, by pipeline ranks.
+
+    pipelines: the world ranks of each. channels: of each, by pipeline ranks. Collective over the
+    world, which makes len(pipelines) x len(channels) groups: 3840 calls for 128 pipelines of 16
+    ranks with neighbours linked both ways, of which a rank is in at most four.
+    """
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    place: dict[RankSet, Channel] = {
+        (ranks[source], ranks[destination]): (source, destination)
+        for ranks in pipelines
+        for source, destination in channels
+    }
+    groups = make_groups(place, rank, timeout, backend)
+    return {place[pair]: group for pair, group in groups.items()}
 
 
 def _in_group(work: dist.Work | None) -> dist.Work:
     """The work of a message; torch gives none to a rank that is outside the group."""
     if work is None:
-        raise ValueError("this rank is not in the process group of its pipeline")
+        raise ValueError("this rank is not in the process group of the channel")
     return work

@@ -11,17 +11,20 @@ from parallel.ranks.mesh import RankSet
 
 
 def make_groups(
-    rank_sets: Iterable[RankSet], rank: int, timeout: timedelta
+    rank_sets: Iterable[RankSet], rank: int, timeout: timedelta, backend: str | None = None
 ) -> Mapping[RankSet, dist.ProcessGroup]:
     """Make a group of each distinct set and return those that `rank` is in.
 
-    Every rank must pass the same sets: making a group is collective over the world. Sets of one
-    rank get no group.
+    Every rank must pass the same sets: torch names a group by how many were made before, and only
+    its members connect. For the others a call takes microseconds, unless init_process_group was
+    given a device: then each call splits the world's communicator. Sets of one rank get no group;
+    the same ranks in another order get another one. backend: that of the world when not given.
     """
     mine: dict[RankSet, dist.ProcessGroup] = {}
     for ranks in sorted({ranks for ranks in rank_sets if len(ranks) > 1}):
-        group = dist.new_group(list(ranks), timeout=timeout)
-        if rank in ranks:
+        # Not with use_local_synchronization: counts would differ, and so the names of a group.
+        group = _new_group(list(ranks), timeout, backend)
+        if group is not None:
             mine[ranks] = group
     return mine
 
@@ -29,4 +32,12 @@ def make_groups(
 def patient_world(timeout: timedelta) -> dist.ProcessGroup | None:
     """A second group of the whole world, for work that ranks do separately and that may take longer
     than a collective in training; None where there is one process. Collective over the world."""
-    return dist.new_group(timeout=timeout) if dist.is_initialized() else None
+    return _new_group(None, timeout) if dist.is_initialized() else None
+
+
+def _new_group(
+    ranks: list[int] | None, timeout: timedelta, backend: str | None = None
+) -> dist.ProcessGroup | None:
+    """None where this rank is not in it."""
+    group = dist.new_group(ranks, timeout=timeout, backend=backend)
+    return group if isinstance(group, dist.ProcessGroup) else None

@@ -15,7 +15,7 @@ from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
-from parallel.pipeline.transport import Transport
+from parallel.pipeline.transport import Transport, channel_groups
 from parallel.ranks.groups import make_groups
 from parallel.ranks.mesh import Mesh, RankSet
 from parallel.ranks.process import Process
@@ -233,20 +233,18 @@ def _transport(
     config: Config, mesh: Mesh, schedule: Schedule, rank: int, device: torch.device
 ) -> Transport | None:
     """The channels to the other ranks of this rank's pipeline, opened; None if it has no others."""
+    ranks, timeout = mesh.pipeline_group(rank), timedelta(seconds=config.run.timeout)
     pipelines = [mesh.pipeline_group(r) for r in range(mesh.data)]
-    timeout = timedelta(seconds=config.run.timeout)
-    up, down = (make_groups(pipelines, rank, timeout) for _ in range(2))
+    groups = channel_groups(pipelines, channels(lower(schedule)), rank, timeout, device)
     if mesh.pipeline == 1:
         return None
-    ranks = mesh.pipeline_group(rank)
     transport = Transport(
         rank=mesh.coordinate(rank).pipeline,
         ranks=ranks,
-        up=up[ranks],
-        down=down[ranks],
+        groups=groups,
         shape=(_sequences(config, mesh) * config.data.sequence_length, config.model.dim),
         dtype=PRECISIONS[config.precision.parameters].parameters,
         device=device,
     )
-    transport.open(channels(lower(schedule)))
+    transport.open()
     return transport

@@ -31,7 +31,8 @@ def measure(test: TruthTest) -> tuple[list[Truth], list[Comparison]]:
 
 
 def _measure(_: object, test: TruthTest) -> tuple[list[Truth], list[Comparison]]:
-    transport = make_transport(test.ranks, dist.get_rank(), _TIMEOUT)
+    schedules = [test.schedule(name) for name in (*test.names, *test.with_torch)]
+    transport = make_transport(schedules, dist.get_rank(), _TIMEOUT)
     truths = [_truth(test, name, transport) for name in test.names]
     return truths, [_compare(test, name, transport) for name in test.with_torch]
 

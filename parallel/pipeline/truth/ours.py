@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,11 +11,10 @@ import torch
 import torch.distributed as dist
 
 from parallel.pipeline.executor import Executor
-from parallel.pipeline.transport import Transport
+from parallel.pipeline.transport import Transport, channel_groups
 from parallel.pipeline.truth.sleeping import LOSS, SHAPE, sleeping_stages
-from parallel.ranks.groups import make_groups
 from parallel.ranks.together import gather, start_together
-from parallel.schedule.lower import lower
+from parallel.schedule.lower import Channel, channels, lower
 from parallel.schedule.table import Schedule
 from parallel.study.costs import CostModel
 from parallel.study.measured import ItemClock, timeline_of
@@ -31,11 +31,12 @@ class Measured:
     loss: float
 
 
-def make_transport(ranks: int, rank: int, timeout: timedelta) -> Transport:
-    """The transport of a pipeline over all ranks of the world. Collective."""
-    everyone = tuple(range(ranks))
-    up, down = (make_groups([everyone], rank, timeout)[everyone] for _ in range(2))
-    return Transport(rank, everyone, up, down, SHAPE, torch.float32, torch.device("cpu"))
+def make_transport(schedules: Sequence[Schedule], rank: int, timeout: timedelta) -> Transport:
+    """The transport for `schedules` of a pipeline over all ranks of the world. Collective."""
+    everyone, device = tuple(range(dist.get_world_size())), torch.device("cpu")
+    used = set[Channel]().union(*(channels(lower(schedule)) for schedule in schedules))
+    groups = channel_groups([everyone], used, rank, timeout, device)
+    return Transport(rank, everyone, groups, SHAPE, torch.float32, device)
 
 
 def execute(
