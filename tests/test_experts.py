@@ -103,17 +103,15 @@ def _moe(
     generator.manual_seed(20 + rank)
     x = torch.randn(len(choices), WIDTH, dtype=torch.float64, generator=generator)
     tape = Tape(deferred=ops.deferred)
-    x, weights = x.requires_grad_(), weights.requires_grad_()
+    weights.requires_grad_()
 
-    def forward() -> Pass[Tensor]:
+    def forward(x: Tensor) -> Pass[Tensor]:
         route = dispatcher.route(tape, choices)
-        received = yield from route.dispatch(tape, x, weights)
-        return (yield from route.combine(tape, experts(tape, received)))
+        received, sum_TD = yield from route.dispatch(tape, x, weights, 2 * x)
+        return (yield from route.combine(tape, experts(tape, *received), sum_TD))
 
-    y = run(forward())
-    tape.release()
-    y.grad = torch.cos(y.detach())
-    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
+    y = tape.end(run(forward(tape.begin(x))))
+    x.grad = run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, torch.cos(y)))
     tape.drain_weight_gradients()
     named = {
         "y": y, "x": x.grad, "weights": weights.grad,

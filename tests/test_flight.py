@@ -19,7 +19,7 @@ from parallel.ranks.roll_call import RollCall
 from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape, WeightTiming
 from tests.commands import ROOT
-from tests.test_tape import ROWS, SHUFFLE, WIDTH, square
+from tests.test_tape import ROWS, SHUFFLE, WIDTH
 from trainer.errors import Stopped
 from trainer.run.flight import flight_recorder
 
@@ -55,21 +55,23 @@ def test_a_backward_is_in_the_layers_of_its_forward(tmp_path: Path) -> None:
     def two_layers(tape: Tape, x: Tensor) -> Pass[Tensor]:
         for layer in range(2):
             tape.layer = f"layer {layer}"
-            x = tape.compute(square, x)
-            (x,) = yield from tape.exchange("out", SHUFFLE, x)
+            (x,) = yield from tape.exchange("out", SHUFFLE, x * x)
         return x
 
     recorder = FlightRecorder(tmp_path / "rank")
-    tape, x = Tape(recorder=recorder), torch.ones(ROWS, WIDTH, requires_grad=True)
-    y = run(two_layers(tape, x))
-    y.grad, tape.label = torch.ones_like(y), "B"
-    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
+    tape, x = Tape(recorder=recorder), torch.ones(ROWS, WIDTH)
+    y = tape.end(run(two_layers(tape, tape.begin(x))))
+    tape.label = "B"
+    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, torch.ones_like(y)))
     moves = [(p.layer, p.move) for p in last_positions(tmp_path / "rank")]
-    of_layer = ["square", "starting out", "waiting for out"]
-    backward = ["starting out", "waiting for out", "square"]
+    out = ["starting out", "waiting for out"]
+    after, start = "computing after out", "computing from the start"
     assert moves == [
-        *((f"layer {layer}", f"{move} in F") for layer in (0, 1) for move in of_layer),
-        *((f"layer {layer}", f"{move} in B") for layer in (1, 0) for move in backward),
+        ("", f"{start} in F"),
+        *((f"layer {layer}", f"{move} in F") for layer in (0, 1) for move in [*out, after]),
+        ("layer 1", f"{after} in B"),
+        *(("layer 1", f"{move} in B") for move in [*out, after]),
+        *(("layer 0", f"{move} in B") for move in [*out, start]),
     ]
 
 

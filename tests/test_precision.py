@@ -159,7 +159,7 @@ def numbers_of_many_experts(process: Process) -> float:
     experts_TK = torch.arange(1024).unsqueeze(1)
     route = dispatcher.route(tape, experts_TK)
     x_TD = torch.zeros(1024, 4, dtype=torch.bfloat16)
-    received = run(route.dispatch(tape, x_TD, torch.ones(1024, 1)))
+    received, _ = run(route.dispatch(tape, x_TD, torch.ones(1024, 1), x_TD))
     assert received.x_ND.dtype == torch.bfloat16
     expected = torch.arange(512).repeat(2).unsqueeze(1)  # from each rank, numbered as here
     return float((received.experts_NK - expected).abs().max())

@@ -138,7 +138,7 @@ def test_every_weight_is_multiplied_by_the_ops_that_the_layers_were_given() -> N
     weights = {**objective.weights(recipe), BALANCE: 0.01}
     tape = Tape(deferred=ops.deferred, loss_weights=weights)
     stage = ModelStage(0, part, partition, objective)
-    run(stage.forward(tape, None, {TOKENS: tokens()}))
+    tape.end(run(stage.forward(tape, tape.begin(), {TOKENS: tokens()})))
 
     matrices = {name for name, parameter in parameters.items() if parameter.ndim > 1}
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -159,7 +159,7 @@ def test_a_pass_that_nobody_runs_is_refused_by_its_name() -> None:
     with pytest.raises(TypeError, match=r"Layer\.forward is never run: write `yield from`"):
         tape.compute(torch.add, x_TD, forgotten)
     with pytest.raises(TypeError, match=r"Layer\.forward"):
-        tape.compute(lambda x: part.layer(1)(tape, x), x_TD)
+        tape.end(part.layer(1)(tape, x_TD))
 
 
 # ---- objective ----
@@ -193,11 +193,10 @@ class AnswersOnly:
     def compute(
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
     ) -> Pass[None]:
-        hidden_TD = tape.compute(part.norm.forward, x_TD)
+        hidden_TD = part.norm(x_TD)
         target_T = micro_batch[TOKENS][:, 1 : LENGTH + 1].flatten()
         mask_T = micro_batch[ANSWER][:, 1 : LENGTH + 1].flatten()
-        loss = tape.compute(masked_loss, hidden_TD, target_T, mask_T, part.lm_head)
-        tape.add_loss(LOSS, loss)
+        tape.add_loss(LOSS, masked_loss(hidden_TD, target_T, mask_T, part.lm_head))
         yield from ()
 
 

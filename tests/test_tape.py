@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from parallel.ops.embedding import embedding
 from parallel.ops.linear import linear
@@ -52,13 +53,9 @@ def smooth(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(x)
 
 
-def mean_square(x: Tensor) -> Tensor:
-    return x.square().mean()
-
-
 @dataclass
 class Toy:
-    """Embedding, two exchanges of two tensors each, recomputed segments before and after them,
+    """Embedding, two exchanges of two tensors each, recomputed functions before and after them,
     one that reads another, what is sent read again later, and two weighted losses."""
 
     weights: dict[str, Tensor]
@@ -66,24 +63,21 @@ class Toy:
     recomputed: list[Tensor] = field(default_factory=list)
 
     def forward(self, tape: Tape, x: Tensor, tokens: Tensor) -> Pass[Tensor]:
-        w, queue = self.weights, tape.weight_gradients
-        embedded = tape.compute(embedding, tokens, w["table"], queue)
-        h = tape.compute(torch.add, x, embedded)
+        w, queue = self.weights, tape.deferred
+        h = x + embedding(tokens, w["table"], queue)
         a = tape.compute(smooth, h, recompute=self.recompute)
         b = tape.compute(square, a, recompute=self.recompute)
-        y = sent = tape.compute(linear, b, w["first"], queue)
-        z = tape.compute(torch.mul, a, y)
-        tape.add_loss("middle", tape.compute(mean_square, y))
+        y = linear(b, w["first"], queue)
+        z = a * y
+        tape.add_loss("middle", y.square().mean())
         self.recomputed += [a, b]
-        y, z = yield from tape.exchange("out", SHUFFLE, y, z)
+        y, z, h, sent = yield from tape.exchange("out", SHUFFLE, y, z, across=(h, y))
         c = tape.compute(smooth, z, recompute=self.recompute)
         self.recomputed += [c]
-        y = tape.compute(linear, c, w["second"], queue)
-        (y,) = yield from tape.exchange("back", SHUFFLE.reversed(), y)
-        y = tape.compute(torch.add, y, h)
-        y = tape.compute(torch.add, y, sent)
-        y = tape.compute(linear, y, w["third"], queue)
-        tape.add_loss("end", tape.compute(mean_square, y))
+        y = tape.release(linear(c, w["second"], queue))
+        y, h, sent = yield from tape.exchange("back", SHUFFLE.reversed(), y, across=(h, sent))
+        y = linear(y + h + sent, w["third"], queue)
+        tape.add_loss("end", y.square().mean())
         return y
 
     def plain(self, x: Tensor, tokens: Tensor, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -115,7 +109,7 @@ def _toy(recompute: bool = False) -> Toy:
 def _batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Input, tokens (some of them twice), and the gradient of the output."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=generator).requires_grad_()
+    x = torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=generator)
     tokens = torch.randint(0, WIDTH, (ROWS,), generator=generator)
     return x, tokens, torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=generator)
 
@@ -125,21 +119,29 @@ def _tape(**options: Any) -> Tape:
     return Tape(loss_weights={"middle": 0.5, "end": 3.0}, **options)
 
 
+def _forward(toy: Toy, tape: Tape, x: Tensor, tokens: Tensor) -> Pass[Tensor]:
+    return tape.end((yield from toy.forward(tape, tape.begin(x), tokens)))
+
+
+def _backward(tape: Tape, timing: WeightTiming, grad: Tensor) -> Tensor:
+    """The gradient of x, with all weight gradients done."""
+    x_grad = run(tape.backward(timing, grad))
+    tape.drain_weight_gradients()
+    return x_grad
+
+
 def _train(toy: Toy, timing: WeightTiming, tape: Tape | None = None) -> list[Tensor]:
     """Forward and backward; the gradients of x and of each weight."""
     tape = tape or _tape()
     x, tokens, grad = _batch(1)
-    y = run(toy.forward(tape, x, tokens))
-    y.grad = grad
-    run(tape.backward(timing))
-    tape.drain_weight_gradients()
-    return [x.grad, *(weight.grad for weight in toy.weights.values())]
+    run(_forward(toy, tape, x, tokens))
+    return [_backward(tape, timing, grad), *(weight.grad for weight in toy.weights.values())]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("timing", WeightTiming)
 def test_backward_is_that_of_autograd(timing: WeightTiming, recompute: bool) -> None:
-    """Guards cuts, exchanges and their reverse, weighted losses, deferred weight gradients and
+    """Guards regions, exchanges and their reverse, weighted losses, deferred weight gradients and
     recompute, in every combination."""
     _, expected = _toy().plain(*_batch(1))
     for name, ours, theirs in zip(("x", *NAMES), _train(_toy(recompute), timing), expected):
@@ -151,10 +153,8 @@ def test_input_gradient_then_weights_is_the_full_backward() -> None:
     full = _train(_toy(), WeightTiming.WHILE_IN_FLIGHT)
     toy, tape = _toy(), _tape()
     x, tokens, grad = _batch(1)
-    y = run(toy.forward(tape, x, tokens))
-    y.grad = grad
-    run(tape.backward(WeightTiming.LATER))
-    assert torch.equal(x.grad, full[0])
+    run(_forward(toy, tape, x, tokens))
+    assert torch.equal(run(tape.backward(WeightTiming.LATER, grad)), full[0])
     assert len(tape.weight_gradients) == len(NAMES)
     assert not any(weight.grad.any() for weight in toy.weights.values())
     tape.drain_weight_gradients()
@@ -168,118 +168,163 @@ def test_recompute_frees_the_storage_until_the_backward_and_changes_nothing() ->
     kept = _train(_toy(), WeightTiming.LATER)
     toy, tape = _toy(recompute=True), _tape()
     x, tokens, grad = _batch(1)
-    forward = toy.forward(tape, x, tokens)
+    forward = _forward(toy, tape, x, tokens)
     next(forward)  # the first exchange is in flight
     a, b = toy.recomputed
     assert a.untyped_storage().nbytes() == b.untyped_storage().nbytes() == 0
     next(forward)  # the second one
-    with pytest.raises(StopIteration) as end:
+    with pytest.raises(StopIteration):
         next(forward)
     assert [t.untyped_storage().nbytes() for t in toy.recomputed] == [0, 0, 0]
-    y = end.value.value
-    y.grad = grad
-    run(tape.backward(WeightTiming.LATER))
+    x_grad = run(tape.backward(WeightTiming.LATER, grad))
     assert [t.untyped_storage().nbytes() for t in toy.recomputed] == [ROWS * WIDTH * 8] * 3
     tape.drain_weight_gradients()
-    for ours, theirs in zip([x.grad, *(w.grad for w in toy.weights.values())], kept):
-        assert torch.equal(ours, theirs)
+    for ours, theirs in zip([x_grad, *(w.grad for w in toy.weights.values())], kept):
+        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
 
 
-def test_a_recomputed_output_cannot_be_exchanged() -> None:
-    """It is freed while the exchange is in flight; a view of it is no way around."""
+def test_values_that_no_backward_reads_die() -> None:
+    """Of a sum sent out and back and added again, nothing is left; of a square its input."""
+    alive: list[StorageWeakRef] = []
 
-    def send(view: bool) -> Pass[None]:
+    def watched(x: Tensor) -> Tensor:
+        alive.append(StorageWeakRef(x.untyped_storage()))
+        return x
+
+    def forward(tape: Tape, x: Tensor) -> Pass[Tensor]:
+        y, x = yield from tape.exchange("out", SHUFFLE, watched(x + 1), across=(watched(x + 2),))
+        z = watched(watched(y) + watched(x))
+        return watched(z * z)
+
+    tape = Tape()
+    tape.end(run(forward(tape, tape.begin(_batch(1)[0]))))
+    assert [not ref.expired() for ref in alive] == [False] * 4 + [True, False]
+    run(tape.backward(WeightTiming.LATER, _batch(1)[2]))
+    assert all(ref.expired() for ref in alive)
+
+
+def test_a_value_that_goes_around_an_exchange_is_refused_by_its_place() -> None:
+    """A residual that a layer forgets to send `across` would be differentiated too early."""
+
+    def forward(tape: Tape, x: Tensor) -> Pass[Tensor]:
+        h = x * x
+        (y,) = yield from tape.exchange("out", SHUFFLE, h)
+        return y + h
+
+    tape = Tape(layer="layer 3")
+    tape.end(run(forward(tape, tape.begin(_batch(1)[0]))))
+    with pytest.raises(RuntimeError, match=r"layer 3: a value computed from the start .* `across`"):
+        run(tape.backward(WeightTiming.LATER, _batch(1)[2]))
+
+
+def test_what_is_recomputed_may_be_sent_and_may_recompute_in_turn() -> None:
+    """A whole layer: its function, an output of which is exchanged, has recomputed parts."""
+
+    def part(tape: Tape, x: Tensor) -> tuple[Tensor, Tensor]:
+        return square(tape.compute(smooth, x, recompute=True)), x.sin()
+
+    def forward(tape: Tape, x: Tensor, recompute: bool) -> Pass[Tensor]:
+        y, z = tape.compute(part, tape, x, recompute=recompute)
+        y, x = yield from tape.exchange("out", SHUFFLE, y.t().t(), across=(z,))
+        y, w = tape.compute(part, tape, y + x, recompute=recompute)
+        return tape.release(y * w)
+
+    results = []
+    x, _, grad = _batch(1)
+    for recompute in (False, True):
         tape = Tape()
-        y = tape.compute(smooth, _batch(1)[0], recompute=True)
-        yield from tape.exchange("out", SHUFFLE, tape.compute(Tensor.t, y) if view else y)
-
-    for view in (False, True):
-        with pytest.raises(ValueError, match="out: a recomputed output cannot be sent"):
-            run(send(view))
+        y = tape.end(run(forward(tape, tape.begin(x), recompute)))
+        results.append((y, run(tape.backward(WeightTiming.LATER, grad))))
+    for kept, recomputed in zip(*results):
+        assert torch.equal(kept, recomputed)
 
 
 def test_a_loss_without_a_weight_is_refused_by_its_name() -> None:
     with pytest.raises(ValueError, match="the loss 'middle' has no weight"):
-        run(_toy().forward(Tape(loss_weights={"end": 3.0}), *_batch(1)[:2]))
+        run(_forward(_toy(), Tape(loss_weights={"end": 3.0}), *_batch(1)[:2]))
 
 
 def test_empty_tensors_can_be_exchanged_beside_recomputed_ones() -> None:
     """A rank whose experts get no token: all empty tensors have the same address, zero."""
     tape = Tape()
-    x = torch.zeros(0, WIDTH, requires_grad=True)
 
-    def forward() -> Pass[tuple[Tensor, ...]]:
+    def forward(x: Tensor) -> Pass[tuple[Tensor, ...]]:
         y = tape.compute(smooth, x, recompute=True)
-        return (yield from tape.exchange("out", Shuffle(()), tape.compute(torch.clone, y)))
+        return (yield from tape.exchange("out", Shuffle(()), torch.clone(y)))
 
-    run(forward())
-    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
+    (y,) = run(forward(tape.begin(torch.zeros(0, WIDTH))))
+    tape.end(y)
+    x_grad = run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, torch.zeros_like(y)))
+    assert x_grad.shape == (0, WIDTH)
 
 
 def test_weight_gradients_run_when_their_timing_says() -> None:
     """The order of all that a backward does; recomputing needs no gradient, so it hides too."""
     w, out, back = ("weights", "weights"), "out", "back"
-    end = [("compute", f) for f in ("mean_square", "linear", "add", "add")]
-    middle = [("compute", f) for f in ("linear", "smooth")]
-    again = [("recompute", "smooth"), ("recompute", "square")]
-    first = [("compute", f) for f in ("mean_square", "mul", "linear", "square", "smooth", "add",
-                                      "embedding")]  # fmt: skip
+    end, middle, first = (
+        ("compute", name) for name in ("after back", "after out", "from the start")
+    )
+    again = ("recompute", "from the start")
     expected = {
         WeightTiming.WHILE_IN_FLIGHT: [
-            *end, ("start", back), w, ("recompute", "smooth"), ("wait", back),
-            *middle, ("start", out), w, *again, ("wait", out), *first, w,
+            end, ("start", back), w, ("wait", back), middle,
+            ("start", out), w, again, ("wait", out), first, w,
         ],
         WeightTiming.AT_ONCE: [
-            *end, w, ("start", back), ("wait", back), ("recompute", "smooth"),
-            *middle, w, ("start", out), ("wait", out), *again, *first, w,
+            end, ("start", back), ("wait", back), middle,
+            ("start", out), ("wait", out), again, first, w,
         ],
         WeightTiming.LATER: [
-            *end, ("start", back), ("recompute", "smooth"), ("wait", back),
-            *middle, ("start", out), *again, ("wait", out), *first, w,
+            end, ("start", back), ("wait", back), middle,
+            ("start", out), again, ("wait", out), first, w,
         ],
     }  # fmt: skip
     for timing, order in expected.items():
         log = EventLog()
         tape = _tape(label="F", recorder=log)
-        toy, (x, tokens, grad) = _toy(recompute=True), _batch(1)
-        y = run(toy.forward(tape, x, tokens))
-        y.grad, tape.label = grad, "B"
-        run(tape.backward(timing))
-        tape.drain_weight_gradients()
-        done = [(e.what, e.name.rsplit(".")[-1]) for e in log.events if e.label == "B"]
-        assert done == order, timing
+        x, tokens, grad = _batch(1)
+        run(_forward(_toy(recompute=True), tape, x, tokens))
+        tape.label = "B"
+        _backward(tape, timing, grad)
+        assert [(e.what, e.name) for e in log.events if e.label == "B"] == order, timing
+
+
+def test_weight_gradients_that_nothing_waits_for_run_at_once() -> None:
+    """The first stage hands no gradient on: its products leave nothing in the queue."""
+    toy, tape = _toy(), _tape()
+    x, tokens, grad = _batch(1)
+    tape.begin()
+    tape.end(run(toy.forward(tape, x, tokens)))
+    assert run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, grad)) is None
+    assert not len(tape.weight_gradients)
+    for weight, expected in zip(toy.weights.values(), _toy().plain(x, tokens, grad)[1][1:]):
+        torch.testing.assert_close(weight.grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_outside_training_nothing_is_kept() -> None:
     toy, tape = _toy(recompute=True), _tape(training=False)
     x, tokens, grad = _batch(1)
-    y = run(toy.forward(tape, x, tokens))
+    with torch.no_grad():
+        y = run(_forward(toy, tape, x, tokens))
     torch.testing.assert_close(y, toy.plain(x, tokens, grad)[0])
-    assert not y.requires_grad
-    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
-    assert x.grad is None and not tape.weight_gradients
+    assert run(tape.backward(WeightTiming.WHILE_IN_FLIGHT)) is None
+    assert not tape.weight_gradients
 
 
 def test_two_interleaved_passes_share_nothing() -> None:
     """The backward of one micro-batch between the exchanges of another's forward, recomputing."""
+    timing, (x, tokens, grad) = WeightTiming.WHILE_IN_FLIGHT, _batch(1)
     alone = _toy(recompute=True)
     for seed in (1, 2):
         tape, (x, tokens, grad) = _tape(), _batch(seed)
-        y = run(alone.forward(tape, x, tokens))
-        y.grad = grad
-        run(tape.backward(WeightTiming.WHILE_IN_FLIGHT))
-        tape.drain_weight_gradients()
+        run(_forward(alone, tape, x, tokens))
+        _backward(tape, timing, grad)
     toy = _toy(recompute=True)
     tapes, batches = (_tape(), _tape()), (_batch(1), _batch(2))
-    y = run(toy.forward(tapes[0], *batches[0][:2]))
-    y.grad = batches[0][2]
-    _, y = interleave(
-        tapes[0].backward(WeightTiming.WHILE_IN_FLIGHT), toy.forward(tapes[1], *batches[1][:2])
-    )
+    run(_forward(toy, tapes[0], *batches[0][:2]))
+    interleave(tapes[0].backward(timing, batches[0][2]), _forward(toy, tapes[1], *batches[1][:2]))
     tapes[0].drain_weight_gradients()
-    y.grad = batches[1][2]
-    run(tapes[1].backward(WeightTiming.WHILE_IN_FLIGHT))
-    tapes[1].drain_weight_gradients()
+    _backward(tapes[1], timing, batches[1][2])
     for name in NAMES:
         assert torch.equal(toy.weights[name].grad, alone.weights[name].grad), name
 

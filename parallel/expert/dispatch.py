@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from parallel.expert.all_to_all import AllToAll
 from parallel.expert.placement import ExpertPlacement
+from parallel.expert.sum_rows import sum_rows
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """Tokens for the experts of this rank.
 
     x_ND: the tokens. weights_NK: their routing weights. experts_NK (int64): the chosen experts as
@@ -40,11 +40,13 @@ class Received:
 class Route(Protocol):
     """The exchange of one micro-batch in one layer."""
 
-    def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
-        """Send each token to the ranks of its experts."""
+    def dispatch(
+        self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
+    ) -> Pass[tuple[Received, Tensor]]:
+        """Send each token to the ranks of its experts. across_TD: goes across, and comes out."""
 
-    def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
-        """Send results back and sum them by token, [T, D]."""
+    def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
+        """Send results back and add them by token to what goes across, [T, D]."""
 
 
 class Dispatcher(Protocol):
@@ -65,13 +67,15 @@ class LocalDispatcher:
 class _LocalRoute:
     experts_TK: Tensor
 
-    def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
+    def dispatch(
+        self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
+    ) -> Pass[tuple[Received, Tensor]]:
         yield from ()
-        return Received(x_TD, weights_TK, self.experts_TK)
+        return Received(x_TD, weights_TK, self.experts_TK), across_TD
 
-    def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
+    def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         yield from ()
-        return y_ND
+        return across_TD + y_ND
 
 
 class AllToAllDispatcher:
@@ -129,23 +133,26 @@ class _AllToAllRoute:
     counts: Callable[[], Tensor]
     _collective: AllToAll | None = None
 
-    def dispatch(self, tape: Tape, x_TD: Tensor, weights_TK: Tensor) -> Pass[Received]:
-        x_SD, routing_S2K = tape.compute(self.pack, x_TD, weights_TK)
+    def dispatch(
+        self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
+    ) -> Pass[tuple[Received, Tensor]]:
         received_R = self.counts()
         self._collective = AllToAll(
             self.group, tuple(self.sent_R.tolist()), tuple(received_R.tolist())
         )
-        x_ND, routing_N2K = yield from tape.exchange(
-            "dispatch", self._collective, x_SD, routing_S2K
+        x_ND, routing_N2K, across_TD = yield from tape.exchange(
+            "dispatch", self._collective, *self.pack(x_TD, weights_TK), across=(across_TD,)
         )
-        weights_NK, experts_NK = tape.compute(_unpack_routing, routing_N2K)
-        return Received(x_ND, weights_NK, experts_NK)
+        weights_NK, experts_NK = routing_N2K.chunk(2, dim=-1)
+        return Received(x_ND, weights_NK, experts_NK.detach().long()), across_TD
 
-    def combine(self, tape: Tape, y_ND: Tensor) -> Pass[Tensor]:
+    def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         if self._collective is None:
             raise ValueError("combine comes after dispatch")
-        (y_SD,) = yield from tape.exchange("combine", self._collective.reversed(), y_ND)
-        return tape.compute(self.sum_by_token, y_SD)
+        y_SD, across_TD = yield from tape.exchange(
+            "combine", self._collective.reversed(), y_ND, across=(across_TD,)
+        )
+        return across_TD + sum_rows(y_SD, self.token_S, self.tokens)
 
     def pack(self, x_TD: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to send; their routing weights, then their expert numbers as floats of the same
@@ -153,13 +160,3 @@ class _AllToAllRoute:
         weights_SK = weights_TK.index_select(0, self.token_S)
         routing_S2K = torch.cat([weights_SK, self.local_SK.to(weights_SK.dtype)], dim=-1)
         return x_TD.index_select(0, self.token_S), routing_S2K
-
-    def sum_by_token(self, y_SD: Tensor) -> Tensor:
-        """Results summed over the ranks that each token went to, [T, D]."""
-        y_TD = y_SD.new_zeros(self.tokens, y_SD.shape[1])
-        return y_TD.index_add(0, self.token_S, y_SD)
-
-
-def _unpack_routing(routing_N2K: Tensor) -> tuple[Tensor, Tensor]:
-    weights_NK, local_NK = routing_N2K.chunk(2, dim=-1)
-    return weights_NK, local_NK.detach().long()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parallel.expert.dispatch import Received
+from parallel.expert.sum_rows import sum_rows
 from parallel.ops.ops import Ops
 from parallel.tape.tape import Tape
 
@@ -31,16 +31,15 @@ class GroupedExperts(nn.Module):
         self.down_proj = ops.parameter(len(held), dim, inner)
         self.recompute_swiglu = recompute_swiglu
 
-    def forward(self, tape: Tape, received: Received) -> Tensor:
+    def forward(self, tape: Tape, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
         """Results by received token, [N, D]; zero for a token with no choice here."""
-        x_PD, weight_P, row_P, ends_E = tape.compute(
-            self.sort_by_expert, received.x_ND, received.weights_NK, received.experts_NK
-        )
-        gate_up_P2I = tape.compute(self.gate_up, x_PD, ends_E)
+        x_PD, weight_P, row_P, ends_E = self.sort_by_expert(x_ND, weights_NK, experts_NK)
+        gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, ends_E)
         act_PI = tape.compute(
             weighted_swiglu, gate_up_P2I, weight_P, recompute=self.recompute_swiglu
         )
-        return tape.compute(self.down, act_PI, ends_E, row_P, len(received.x_ND))
+        y_PD = self.ops.grouped_linear(act_PI, self.down_proj, ends_E)
+        return sum_rows(y_PD, row_P, len(x_ND))
 
     def sort_by_expert(
         self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor
@@ -54,13 +53,6 @@ class GroupedExperts(nn.Module):
         row_P, choice_P = row_P[order_P], choice_P[order_P]
         ends_E = torch.bincount(expert_P, minlength=experts).cumsum(0).to(torch.int32)
         return x_ND.index_select(0, row_P), weights_NK[row_P, choice_P], row_P, ends_E
-
-    def gate_up(self, x_PD: Tensor, ends_E: Tensor) -> Tensor:
-        return self.ops.grouped_linear(x_PD, self.gate_up_proj, ends_E)
-
-    def down(self, act_PI: Tensor, ends_E: Tensor, row_P: Tensor, rows: int) -> Tensor:
-        y_PD = self.ops.grouped_linear(act_PI, self.down_proj, ends_E)
-        return y_PD.new_zeros(rows, y_PD.shape[1]).index_add(0, row_P, y_PD)
 
 
 def weighted_swiglu(gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:

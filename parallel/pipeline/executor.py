@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from parallel.pipeline.completions import completions
@@ -20,7 +21,7 @@ from parallel.schedule.lower import Message, Step, received, sent
 from parallel.schedule.table import Action, Item, Overlap, Schedule
 from parallel.tape.passes import Pass, interleave, run
 from parallel.tape.recorder import Recorder, Silence, paired
-from parallel.tape.tape import Tape, WeightTiming, require_no_pass
+from parallel.tape.tape import Tape, WeightTiming
 from parallel.tape.weight_gradients import WeightGradients
 
 
@@ -48,19 +49,9 @@ class StepResult:
 
     def add(self, tape: Tape) -> None:
         for loss in tape.losses:
-            value = loss.value.detach()
-            self.losses[loss.name] = self.losses.get(loss.name, 0) + value
+            self.losses[loss.name] = self.losses.get(loss.name, 0) + loss.value
         for name, counts in tape.tallies.items():
             self.tallies[name] = self.tallies.get(name, 0) + counts
-
-
-@dataclass
-class _InFlight:
-    """A micro-batch between its forward and its backward on one stage."""
-
-    tape: Tape
-    x: Tensor | None
-    y: Tensor | None
 
 
 MicroBatches = Callable[[int, int], Any]
@@ -104,24 +95,25 @@ class Executor:
         Gradients accumulate where the layers' weights keep them. Raises whatever a stage raises;
         messages may then be in flight, and the pipeline cannot be used again.
         """
-        return _Run(self, micro_batches, loss_weights or {}).go()
+        with torch.set_grad_enabled(self.schedule.training):
+            return _Run(self, micro_batches, loss_weights or {}).go()
 
 
 @dataclass
 class _Run:
     """One run of a program.
 
-    in_flight: micro-batches between their forward and their backward. posted: receives. ready:
-    messages whose tensors are there. unsent: those of the item that is running, in the order of
-    the table. handed_over: outputs whose reader is on this rank, by direction. waited: seconds for
-    the messages of the item that is running.
+    in_flight: tapes of micro-batches between their forward and their backward. posted: receives.
+    ready: messages whose tensors are there. unsent: those of the item that is running, in the order
+    of the table. handed_over: outputs whose reader is on this rank, by direction. waited: seconds
+    for the messages of the item that is running.
     """
 
     executor: Executor
     micro_batches: MicroBatches
     loss_weights: Mapping[str, float]
     result: StepResult = field(default_factory=StepResult)
-    in_flight: dict[Key, _InFlight] = field(default_factory=dict)
+    in_flight: dict[Key, Tape] = field(default_factory=dict)
     posted: dict[Message, Receive] = field(default_factory=dict)
     ready: dict[Message, Tensor] = field(default_factory=dict)
     unsent: deque[Message] = field(default_factory=deque)
@@ -186,37 +178,32 @@ class _Run:
             deferred=stage.deferred,
             loss_weights=self.loss_weights,
         )
-        x = self.input(action, label)
-        if x is not None and training:
-            x.requires_grad_()
+        x = tape.begin(self.input(action, label))
         y = yield from stage.forward(tape, x, self.micro_batches(action.flow, action.micro_batch))
-        require_no_pass(f"stage {action.stage}", (y,))
+        y = tape.end(y)
         self.result.add(tape)
         if training:
-            self.in_flight[_key(action)] = _InFlight(tape, x, y)
+            self.in_flight[_key(action)] = tape
         if y is not None:
-            self.hand_over(action, y.detach())
+            self.hand_over(action, y)
 
     def backward(self, action: Action, label: str) -> Pass[None]:
-        passing = self.in_flight[_key(action)]
-        passing.tape.label = label
-        if passing.y is not None:
-            passing.y.grad = self.input(action, label)
-        yield from passing.tape.backward(self.timing(action))
-        if passing.x is not None and passing.x.grad is not None:
-            self.hand_over(action, passing.x.grad)
+        tape = self.in_flight[_key(action)]
+        tape.label = label
+        gradient = yield from tape.backward(self.timing(action), self.input(action, label))
+        if gradient is not None:
+            self.hand_over(action, gradient)
         # Weight gradients that hide nothing must not delay the gradient that the previous stage
         # waits for.
         self.send_ready()
-        passing.x = passing.y = None
         if action.kind == "B":
-            passing.tape.drain_weight_gradients()
+            tape.drain_weight_gradients()
             del self.in_flight[_key(action)]
 
     def weights(self, action: Action) -> Pass[None]:
-        passing = self.in_flight.pop(_key(action))
-        passing.tape.label = action.kind
-        passing.tape.drain_weight_gradients()
+        tape = self.in_flight.pop(_key(action))
+        tape.label = action.kind
+        tape.drain_weight_gradients()
         yield from ()
 
     def timing(self, action: Action) -> WeightTiming:

@@ -25,7 +25,7 @@ class Position:
     """What a rank was doing from `since` on, in seconds of time.time.
 
     phase: such as "in step 17". item: of the table, or what comes between items. layer: of the
-    model. move: a segment that computes, or a collective that is started or waited for.
+    model. move: computing after which collective, or a collective that is started or waited for.
     """
 
     since: float
@@ -99,7 +99,10 @@ def last_positions(file: Path) -> list[Position]:
 
 
 def _said(label: str, what: str, name: str) -> str:
-    verbs = {"start": "starting ", "wait": "waiting for ", "recompute": "recomputing "}
+    verbs = {
+        "compute": "computing ", "start": "starting ", "wait": "waiting for ",
+        "recompute": "recomputing ",
+    }  # fmt: skip
     return f"{verbs.get(what, '')}{name} in {label}"
 
 

@@ -1,25 +1,28 @@
 """The tape: what a forward pass records, and the backward pass that it gives for free.
 
-A layer is written once, forward only, from two moves:
+A layer is written once, forward only, in plain PyTorch. The rules:
 
-    y = tape.compute(f, x)                                      # a segment, cut from the graph
-    (y,) = yield from tape.exchange("dispatch", collective, x)  # a collective; others run meanwhile
+1. A collective is `yield from tape.exchange("dispatch", collective, x, across=(y,))`. What was
+   made before it and is read after it goes through it, as `across`.
+2. What is not worth its memory is `tape.compute(f, x, recompute=True)`: only x is kept, and f runs
+   again in the backward. `tape.release(x)`, at the end of a layer, and every exchange say that
+   its readers have run.
+3. A loss is given to `tape.add_loss`, a count to `tape.add_tally`.
+4. All state of a micro-batch is on its tape and never on a module: two are in flight at once.
 
-`compute` runs f with grad and turns its outputs into fresh leaves, so that the graph of a pass is
-a chain of small graphs. The backward is generic: it pops the tape; a segment is one
-`torch.autograd.backward` into its input leaves, a collective is its own reverse, started and
-yielded. Nothing in a layer knows about pipelines, overlap, or the other micro-batch.
-
-All state of a micro-batch lives here and never on a module, because two are in flight at once.
+Between two exchanges lies a region, one graph with one backward. The backward of a pass is generic:
+region by region, last first, with each collective reversed, started, and yielded. Nothing in a
+layer knows about pipelines, overlap, or the other micro-batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from types import GeneratorType
 from typing import Any
 
@@ -28,39 +31,35 @@ from torch import Tensor
 
 from parallel.tape.collective import Collective, Pending
 from parallel.tape.passes import Pass
+from parallel.tape.recompute import Recomputed, Release
 from parallel.tape.recorder import Recorder, Silence, What
-from parallel.tape.segment import Segment, address, as_tuple, leaf_of
+from parallel.tape.region import Region
 from parallel.tape.weight_gradients import WeightGradients
 
 
 class WeightTiming(Enum):
-    """When a backward pass runs the weight gradients that its segments queue."""
+    """When a backward pass runs the weight gradients that its products leave."""
 
     WHILE_IN_FLIGHT = "while the next reverse collective is in flight"  # B
     AT_ONCE = "before the next reverse collective starts"  # B with overlap off: hides nothing
     LATER = "not in this pass"  # I; the schedule's W drains the queue
 
 
-@dataclass
-class _Exchange:
-    name: str
-    collective: Collective
-    inputs: tuple[Tensor, ...]
-    leaves: tuple[Tensor, ...]
-    layer: str
-
-
-@dataclass
-class _Release:
-    segments: list[Segment]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Loss:
-    """A scalar leaf that the backward starts from: its gradient is the weight of its name."""
+    """A scalar that stages report. value: without a graph."""
 
     name: str
     value: Tensor
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """What led from one region to the next. sent: how many tensors, the rest went across."""
+
+    name: str
+    collective: Collective
+    sent: int
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Tape:
     label: names the pass in recorded events. layer: the layer that it is in, for the same; whoever
     runs the layers sets it in the forward, and the backward follows.
     weight_gradients: those of this micro-batch that wait. deferred: where the layers of the stage
-    leave theirs (parallel/ops); the tape takes them after each segment's backward.
+    leave theirs (parallel/ops); the tape takes them after each region's backward.
     loss_weights: of each loss in the total, by name. losses: scalars added by `add_loss`. tallies:
     integer counts added by `add_tally`, by name.
     """
@@ -85,64 +84,48 @@ class Tape:
     losses: list[Loss] = field(default_factory=list)
     tallies: dict[str, Tensor] = field(default_factory=dict)
     layer: str = ""
-    _entries: list[Segment | _Exchange | _Release] = field(default_factory=list)
-    _recomputed: list[Segment] = field(default_factory=list)
+    _regions: list[Region] = field(default_factory=list)
+    _exchanges: list[_Exchange] = field(default_factory=list)
+    _computing: AbstractContextManager[None] = field(default_factory=nullcontext)
+    _recomputed: list[Recomputed] = field(default_factory=list)
+    _recomputing: bool = False
 
-    # ---- forward ----
+    # ---- forward: for layers ----
 
     def compute(self, function: Callable[..., Any], *inputs: Any, recompute: bool = False) -> Any:
-        """Run `function(*inputs)` as a segment and return its outputs as leaves.
+        """`function(*inputs)`.
 
-        recompute: keep the inputs only. The outputs are freed at the next `release` (every exchange
-        is one) and computed again in the backward, so only segments before that may read them.
+        recompute: keep the inputs only. The outputs are freed at the next `release`, or exchange,
+        and computed again in the backward, so nothing after that may read them. Inside of what is
+        recomputed it says nothing new.
         """
-        name = function.__qualname__
-        require_no_pass(name, inputs)
-        if self.training:
-            _require_leaves(name, inputs)
-        keep_graph = torch.set_grad_enabled(self.training and not recompute)
-        with self._span("compute", name), keep_graph:
-            result = function(*inputs)
-        outputs = as_tuple(result)
-        require_no_pass(name, outputs)
-        if not self.training:
-            return result
-        leaves = tuple(leaf_of(output) for output in outputs)
-        segment = Segment(function, inputs, () if recompute else outputs, leaves, self.layer)
-        self._entries.append(segment)
-        if recompute:
-            self._recomputed.append(segment)
-        return leaves if isinstance(result, tuple) else leaves[0]
+        require_no_pass(function.__qualname__, inputs)
+        if not (recompute and self.training and torch.is_grad_enabled()) or self._recomputing:
+            return function(*inputs)
+        call = Recomputed(function)
+        self._recomputed.append(call)
+        return call(*inputs)
 
-    def release(self) -> None:
-        """Free what recomputed segments gave since the last release: their readers have run."""
-        if self._recomputed:
-            for segment in self._recomputed:
-                segment.release()
-            self._entries.append(_Release(self._recomputed))
-            self._recomputed = []
+    def release(self, x: Tensor) -> Tensor:
+        """x, after freeing all else that recomputed functions gave since the last release."""
+        recomputed = self._release([x])
+        return Release.apply(x, partial(self._restore, recomputed)) if recomputed else x
 
     def exchange(
-        self, name: str, collective: Collective, *tensors: Tensor
+        self, name: str, collective: Collective, *tensors: Tensor, across: Sequence[Tensor] = ()
     ) -> Pass[tuple[Tensor, ...]]:
-        """Start a collective, yield, and return what arrives, as leaves.
+        """Start a collective on `tensors`, yield, and return what arrives, and then `across`.
 
-        Outputs of recomputed segments cannot be exchanged: they are freed while it is in flight.
+        across: what was computed before the exchange and is read after it.
         """
-        require_no_pass(name, tensors)
-        _require_leaves(name, tensors)
-        released = {address(leaf) for s in self._recomputed for leaf in s.leaves}
-        if any(tensor.numel() and address(tensor) in released for tensor in tensors):
-            raise ValueError(f"{name}: a recomputed output cannot be sent; compute a segment on it")
+        require_no_pass(name, (*tensors, *across))
+        self._leave((*tensors, *across))
         pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
-        self.release()
+        if self.training:
+            self._exchanges.append(_Exchange(name, collective, len(tensors)))
+        del tensors  # so that what was sent dies when it has arrived
         yield
-        arrived = self._wait(name, pending)
-        if not self.training:
-            return arrived
-        leaves = tuple(leaf_of(tensor) for tensor in arrived)
-        self._entries.append(_Exchange(name, collective, tensors, leaves, self.layer))
-        return leaves
+        return self._enter(f"after {name}", (*self._wait(name, pending), *across))
 
     def exchange_counts(
         self, name: str, collective: Collective, counts: Tensor
@@ -152,40 +135,57 @@ class Tape:
         return lambda: self._wait(name, pending)[0]
 
     def add_loss(self, name: str, value: Tensor) -> None:
-        """Make `value`, a scalar output of a segment, part of what the backward differentiates.
+        """Make the scalar `value` part of what the backward differentiates.
 
         The total loss is the sum over all that were added, each times the weight of its name.
         """
-        if self.training and name not in self.loss_weights:
+        self.losses.append(Loss(name, value.detach()))
+        if not self.training:
+            return
+        if name not in self.loss_weights:
             raise ValueError(f"the loss {name!r} has no weight: the step must give it one")
-        self.losses.append(Loss(name, value))
+        self._regions[-1].add_loss(value, self.loss_weights[name])
 
     def add_tally(self, name: str, counts: Tensor) -> None:
         """Report integer counts, such as the tokens routed to each expert."""
         self.tallies[name] = counts
 
+    # ---- forward: for whoever runs a stage ----
+
+    def begin(self, x: Tensor | None = None) -> Tensor | None:
+        """Start the pass from x, the output of the stage before; the first stage has none."""
+        entered = self._enter("from the start", () if x is None else (x,))
+        return entered[0] if entered else None
+
+    def end(self, y: Tensor | None = None) -> Tensor | None:
+        """End it with y, for the stage after; the last has none. Returns y without its graph."""
+        require_no_pass("the end of a stage", (y,))
+        self._leave(() if y is None else (y,))
+        return None if y is None else y.detach()
+
     # ---- backward ----
 
-    def backward(self, timing: WeightTiming) -> Pass[None]:
-        """The backward pass of all that is on the tape, last first.
+    def backward(self, timing: WeightTiming, gradient: Tensor | None = None) -> Pass[Tensor | None]:
+        """The backward pass. gradient: of what the forward ended with, if anything.
 
-        The gradient of the output must be in the output leaf's `.grad`; the gradient of the input
-        is then in the input leaf's. Weight gradients run at the time that `timing` says, those of
-        the last segment never: the caller hands the input gradient on first, then drains them.
+        Returns the gradient of what it began with. Weight gradients run at the time that `timing`
+        says, those of the first region never, where there is such a gradient: the caller hands it
+        on first, then drains them.
         """
-        for loss in self.losses:
-            loss.value.grad = torch.full_like(loss.value, self.loss_weights[loss.name])
-        while self._entries:
-            entry = self._entries.pop()
-            if isinstance(entry, _Exchange):
-                yield from self._reverse(entry, timing)
-            elif isinstance(entry, _Release):
-                self._restore(entry)
-            else:
-                self.layer = entry.layer
-                with self._span("compute", entry.function.__qualname__):
-                    entry.backward()
-                self.weight_gradients.take(self.deferred)
+        gradients: Sequence[Tensor | None] = (gradient,)
+        of_entered: Sequence[Tensor | None] = ()
+        while self._regions:
+            region = self._regions.pop()
+            self.layer = region.layer
+            self._restore_recorded(region)
+            self.deferred.waits = self._weights_wait(region, timing)
+            with self._span("compute", region.name):
+                region.backward(gradients)
+            self.weight_gradients.take(self.deferred)
+            of_entered = region.gradients
+            if self._exchanges:
+                gradients = yield from self._reverse(self._exchanges.pop(), region, timing)
+        return of_entered[0] if of_entered else None
 
     def drain_weight_gradients(self) -> None:
         """Compute all weight gradients that are queued."""
@@ -193,33 +193,67 @@ class Tape:
             with self._span("weights", "weights"):
                 self.weight_gradients.drain()
 
-    def _reverse(self, entry: _Exchange, timing: WeightTiming) -> Pass[None]:
-        """Carry the gradients of a collective's results back to its inputs."""
-        self.layer = entry.layer
-        sources = [source for source in entry.inputs if source.requires_grad]
-        grads = tuple(
-            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            for leaf, source in zip(entry.leaves, entry.inputs)
-            if source.requires_grad
-        )
-        if timing is WeightTiming.AT_ONCE:
-            self.drain_weight_gradients()
-        pending = self._start(entry.name, entry.collective.reversed(), grads)
+    def _weights_wait(self, region: Region, timing: WeightTiming) -> bool:
+        """Whether there is anything that the weight gradients of this region had better follow."""
+        if timing is WeightTiming.LATER:
+            return True
+        if self._exchanges:
+            return timing is WeightTiming.WHILE_IN_FLIGHT
+        return region.begins_with_values
+
+    def _reverse(
+        self, exchange: _Exchange, region: Region, timing: WeightTiming
+    ) -> Pass[Sequence[Tensor | None]]:
+        """From the gradients of what entered `region` to those of what left the one before."""
+        name, before = exchange.name, self._regions[-1]
+        self.layer = before.layer
+        wanted = before.wants_gradient[: exchange.sent]
+        grads = tuple(region.gradient(i) for i, is_wanted in enumerate(wanted) if is_wanted)
+        pending = self._start(name, exchange.collective.reversed(), grads)
         if timing is WeightTiming.WHILE_IN_FLIGHT:
             self.drain_weight_gradients()
-        below = self._entries[-1] if self._entries else None
-        if timing is not WeightTiming.AT_ONCE and isinstance(below, _Release):
-            self._restore(self._entries.pop())  # needs no gradient, so it can run now
+        if timing is not WeightTiming.AT_ONCE:
+            self._restore_recorded(before)  # needs no gradient, so it can run now
         yield
-        self.layer = entry.layer
-        for source, grad in zip(sources, self._wait(entry.name, pending)):
-            source.grad = grad if source.grad is None else source.grad + grad
+        self.layer = before.layer
+        arrived = iter(self._wait(name, pending))
+        sent = [next(arrived) if is_wanted else None for is_wanted in wanted]
+        return [*sent, *region.gradients[exchange.sent :]]
 
-    def _restore(self, entry: Any) -> None:
-        for segment in entry.segments:
-            self.layer = segment.layer
-            with self._span("recompute", segment.function.__qualname__):
-                segment.restore()
+    # ---- regions and recompute ----
+
+    def _enter(self, name: str, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        self._computing = self._span("compute", name)
+        self._computing.__enter__()
+        if not self.training:
+            return tuple(values)
+        self._regions.append(Region(name))
+        return self._regions[-1].enter(values)
+
+    def _leave(self, values: Sequence[Tensor]) -> None:
+        self._computing.__exit__(None, None, None)
+        if self.training:
+            self._regions[-1].leave(values, self.layer, self._release(values))
+
+    def _release(self, kept: Sequence[Tensor]) -> list[Recomputed]:
+        """Free what recomputed functions gave since the last release; the backward must restore it
+        when it comes here."""
+        calls, self._recomputed = self._recomputed, []
+        for call in calls:
+            call.release(kept)
+        return calls
+
+    def _restore_recorded(self, region: Region) -> None:
+        calls, region.recomputed = region.recomputed, []
+        if calls:
+            with self._span("recompute", region.name):
+                self._restore(calls)
+
+    def _restore(self, calls: list[Recomputed]) -> None:
+        self._recomputing = True
+        for call in calls:
+            call.restore()
+        self._recomputing = False
 
     def _span(self, what: What, name: str) -> AbstractContextManager[None]:
         return self.recorder.span(self.label, what, name, self.layer)
@@ -245,13 +279,4 @@ def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
             raise TypeError(
                 f"{name}: the pass {value.gi_code.co_qualname} is never run: "
                 "write `yield from` in front of the call that makes it"
-            )
-
-
-def _require_leaves(name: str, inputs: tuple[Any, ...]) -> None:
-    for value in inputs:
-        if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
-            raise ValueError(
-                f"{name}: an input of shape {tuple(value.shape)} was computed outside the tape, "
-                "where no backward would find it: wrap what makes it in tape.compute"
             )

@@ -13,9 +13,14 @@ import torch
 
 
 class WeightGradients:
-    """A queue of weight gradients that have not been computed yet."""
+    """A queue of weight gradients that have not been computed yet.
+
+    waits: whether what is deferred is queued. Where nothing is to go first it runs at once, while
+    its operands are in the cache, and they need not be kept.
+    """
 
     def __init__(self) -> None:
+        self.waits = True
         self._queue: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -23,7 +28,10 @@ class WeightGradients:
 
     def defer(self, accumulate: Callable[[], None]) -> None:
         """Queue a computation that adds one weight's gradient to what it has accumulated."""
-        self._queue.append(accumulate)
+        if self.waits:
+            self._queue.append(accumulate)
+        else:
+            accumulate()
 
     def take(self, other: WeightGradients) -> None:
         """Move all that is queued in `other` to the end of this queue."""

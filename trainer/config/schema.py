@@ -103,6 +103,8 @@ class RecomputeConfig:
     """Queries, keys and values that MLA projects up from its latents."""
     swiglu: bool = False
     """Outputs of SwiGLU."""
+    layer: bool = False
+    """Everything in a layer but its router and its all-to-alls."""
 
 
 @dataclass

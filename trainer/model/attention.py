@@ -19,7 +19,7 @@ from trainer.model.rope import rotate, rotations, softmax_scale
 class MLA(nn.Module):
     """Attention whose keys and values come from one narrow latent per token.
 
-    Three segments: down to the latents, norms and up again (recomputed if asked), and attention.
+    Down to the latents, norms and up again (recomputed if asked), and attention.
     """
 
     cos_SR: Tensor
@@ -49,7 +49,7 @@ class MLA(nn.Module):
     def forward(self, tape: Tape, x_TD: Tensor) -> Tensor:
         """Normalised x [T, D] -> attention's output [T, D]; sequences are S tokens each."""
         recompute = self.recompute
-        query_latent, latent_TC, key_TR = tape.compute(self.down, x_TD)
+        query_latent, latent_TC, key_TR = self.down(x_TD)
         if self.config.q_lora_rank is not None:
             query_latent = tape.compute(
                 self.q_a_layernorm.forward, query_latent, recompute=recompute.norm
@@ -58,7 +58,7 @@ class MLA(nn.Module):
         query, key, value = tape.compute(
             self.up, query_latent, latent_TC, key_TR, recompute=recompute.mla_up
         )
-        return tape.compute(self.attend, query, key, value)
+        return self.attend(query, key, value)
 
     def down(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The query latent [T, Q] (all queries, flat, where there is none), the key-value latent

@@ -21,22 +21,23 @@ class Layer(nn.Module):
     def __init__(self, options: LayerOptions, attention: MLA, mlp: MLP | MoE) -> None:
         super().__init__()
         ops, model = options.ops, options.model
-        self.recompute_norm = options.recompute.norm
+        self.recompute = options.recompute
         self.input_layernorm = RMSNorm(ops, model.dim, model.norm_eps)
         self.self_attn = attention
         self.post_attention_layernorm = RMSNorm(ops, model.dim, model.norm_eps)
         self.mlp = mlp
 
     def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
-        n_TD = tape.compute(self.input_layernorm.forward, x_TD, recompute=self.recompute_norm)
-        x_TD = tape.compute(torch.add, x_TD, self.self_attn(tape, n_TD))
-        n_TD = tape.compute(
-            self.post_attention_layernorm.forward, x_TD, recompute=self.recompute_norm
-        )
-        mixed_TD = yield from self.mlp(tape, n_TD)
-        x_TD = tape.compute(torch.add, x_TD, mixed_TD)
-        tape.release()
-        return x_TD
+        x_TD, n_TD = tape.compute(self.attend, tape, x_TD, recompute=self.recompute.layer)
+        x_TD = yield from self.mlp(tape, x_TD, n_TD)
+        return tape.release(x_TD)
+
+    def attend(self, tape: Tape, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """x after attention, and that normalised for the MLP, [T, D] each."""
+        norm = self.recompute.norm
+        n_TD = tape.compute(self.input_layernorm.forward, x_TD, recompute=norm)
+        x_TD = x_TD + self.self_attn(tape, n_TD)
+        return x_TD, tape.compute(self.post_attention_layernorm.forward, x_TD, recompute=norm)
 
 
 class SharedHead(nn.Module):
@@ -73,10 +74,9 @@ class MTPModule(Layer):
         tokens_T: the tokens this depth's k-th further prediction is conditioned on.
         """
         joined_T2D = tape.compute(
-            self.join, hidden_TD, tokens_T, embed, recompute=self.recompute_norm
+            self.join, hidden_TD, tokens_T, embed, recompute=self.recompute.norm
         )
-        x_TD = tape.compute(self.eh_proj.forward, joined_T2D)
-        return (yield from self(tape, x_TD))
+        return (yield from self(tape, self.eh_proj(joined_T2D)))
 
     def join(self, hidden_TD: Tensor, tokens_T: Tensor, embed: Embedding) -> Tensor:
         return torch.cat([self.enorm(embed(tokens_T)), self.hnorm(hidden_TD)], dim=-1)

@@ -19,18 +19,17 @@ class MLP(nn.Module):
         self.gate_proj = Linear(ops, dim, inner)
         self.up_proj = Linear(ops, dim, inner)
         self.down_proj = Linear(ops, inner, dim)
-        self.recompute_swiglu = options.recompute.swiglu
+        self.recompute = options.recompute
 
-    def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
-        gate_TI, up_TI = tape.compute(self.gate_up, x_TD)
-        act_TI = tape.compute(swiglu, gate_TI, up_TI, recompute=self.recompute_swiglu)
+    def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
+        """x, the residual stream, and this MLP of n, [T, D] each -> [T, D]."""
         yield from ()  # a pass, as every MLP of a layer is; this one exchanges nothing
-        return tape.compute(self.down, act_TI)
+        return x_TD + tape.compute(self.mix, tape, n_TD, recompute=self.recompute.layer)
 
-    def gate_up(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gate_proj(x_TD), self.up_proj(x_TD)
-
-    def down(self, act_TI: Tensor) -> Tensor:
+    def mix(self, tape: Tape, n_TD: Tensor) -> Tensor:
+        act_TI = tape.compute(
+            swiglu, self.gate_proj(n_TD), self.up_proj(n_TD), recompute=self.recompute.swiglu
+        )
         return self.down_proj(act_TI)
 
 

@@ -56,32 +56,32 @@ class MoE(nn.Module):
 
     def __init__(self, options: LayerOptions, name: str, experts: ExpertsHere) -> None:
         super().__init__()
-        model, ops, recompute = options.model, options.ops, options.recompute
-        c = model.moe
+        model, ops, c = options.model, options.ops, options.model.moe
         self.name, self.config, self.sequence_length = name, c, options.sequence_length
-        self.dispatcher = experts.dispatcher
+        self.dispatcher, self.recompute = experts.dispatcher, options.recompute
         self.options = router.RouterOptions(
             c.score, c.top_k, c.groups, c.top_groups, c.normalise, c.scale
         )
         self.gate = Gate(ops, model.dim, c.experts)
-        self.experts = GroupedExperts(ops, experts.held, model.dim, c.expert_dim, recompute.swiglu)
+        self.experts = GroupedExperts(
+            ops, experts.held, model.dim, c.expert_dim, self.recompute.swiglu
+        )
         self.shared_experts: MLP | None = None
         if c.shared_experts:
             self.shared_experts = MLP(options, c.shared_experts * c.expert_dim)
 
-    def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
-        weights_TK, experts_TK, balance = tape.compute(self.choose_experts, x_TD)
+    def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
+        """x, the residual stream, and the experts of n, [T, D] each -> [T, D]."""
+        weights_TK, experts_TK, balance = self.choose_experts(n_TD)
         tape.add_loss(BALANCE, balance)
         tape.add_tally(self.name, router.expert_load(experts_TK, self.config.experts))
         # The counts travel while the shared experts compute: nothing waits for them but dispatch.
         route = self.dispatcher.route(tape, experts_TK)
-        shared_TD = None
         if self.shared_experts is not None:
-            shared_TD = yield from self.shared_experts(tape, x_TD)
-        received = yield from route.dispatch(tape, x_TD, weights_TK)
-        y_ND = self.experts(tape, received)
-        routed_TD = yield from route.combine(tape, y_ND)
-        return routed_TD if shared_TD is None else tape.compute(torch.add, routed_TD, shared_TD)
+            x_TD = yield from self.shared_experts(tape, x_TD, n_TD)
+        received, x_TD = yield from route.dispatch(tape, n_TD, weights_TK, x_TD)
+        y_ND = tape.compute(self.experts.forward, tape, *received, recompute=self.recompute.layer)
+        return (yield from route.combine(tape, y_ND, x_TD))
 
     def choose_experts(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Routing weights [T, K], experts [T, K], and the sum of the sequences' balance."""

@@ -54,7 +54,7 @@ class ModelStage:
         if self.index == 0:
             tokens_T = self.objective.tokens(micro_batch)
             tape.layer = "embedding"
-            x = tape.compute(self.part.embed_tokens.forward, tokens_T)
+            x = self.part.embed_tokens(tokens_T)
         for layer in self.partition.stage_layers(self.index):
             tape.layer = f"layer {layer}"
             x = yield from self.part.layer(layer)(tape, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from parallel.expert.dispatch import LocalDispatcher
@@ -37,14 +38,16 @@ class WholeModel:
 
     part: ModelPart
 
+    @torch.no_grad()
     def hidden(self, tokens_T: Tensor) -> Tensor:
         """Hidden states [T, D] after the final norm."""
         tape = Tape(training=False)
-        x_TD = tape.compute(self.part.embed_tokens.forward, tokens_T)
+        x_TD = self.part.embed_tokens(tokens_T)
         for layer in range(self.part.options.model.layers):
             x_TD = run(self.part.layer(layer)(tape, x_TD))
-        return tape.compute(self.part.norm.forward, x_TD)
+        return self.part.norm(x_TD)
 
+    @torch.no_grad()
     def mtp_hidden(self, depth: int, hidden_TD: Tensor, tokens_T: Tensor) -> Tensor:
         """Hidden states [T, D] after the norm of MTP module `depth`, counted from 1.
 
@@ -54,7 +57,7 @@ class WholeModel:
         tape = Tape(training=False)
         module = self.part.mtp_modules()[depth - 1]
         x_TD = run(module.predict(tape, hidden_TD, tokens_T, self.part.embed_tokens))
-        return tape.compute(module.shared_head.norm.forward, x_TD)
+        return module.shared_head.norm(x_TD)
 
     def logits(self, normed_TD: Tensor) -> Tensor:
         """Logits [T, V] of the head that the model and its MTP modules share."""

@@ -32,9 +32,9 @@ class NextToken:
     def compute(
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
     ) -> Pass[None]:
-        normed_TD = tape.compute(part.norm.forward, x_TD)
+        normed_TD = part.norm(x_TD)
         shape, last_B = micro_batch[TOKENS].shape, micro_batch[LAST]
-        chosen = tape.compute(self.choose, normed_TD.unflatten(0, shape), last_B, part.lm_head)
+        chosen = self.choose(normed_TD.unflatten(0, shape), last_B, part.lm_head)
         tape.add_tally(NEXT_TOKEN, chosen)
         yield from ()
 

@@ -61,17 +61,14 @@ class Pretraining:
         tape.layer = "head"
         hidden_TD = tape.compute(part.norm.forward, x_TD, recompute=recompute)
         target_T = self._shifted(micro_batch, 1)
-        loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
-        tape.add_loss(LOSS, loss)
+        tape.add_loss(LOSS, cross_entropy(hidden_TD, target_T, part.lm_head))
         for depth, module in enumerate(part.mtp_modules(), start=1):
             tape.layer = f"MTP {depth}"
             known_T = self._shifted(micro_batch, depth).clamp(min=0)
             x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens)
             hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)
             target_T = self._shifted(micro_batch, depth + 1)
-            loss = tape.compute(cross_entropy, hidden_TD, target_T, part.lm_head)
-            tape.add_loss(_mtp_loss(depth), loss)
-        tape.release()
+            tape.add_loss(_mtp_loss(depth), cross_entropy(hidden_TD, target_T, part.lm_head))
 
     def _shifted(self, micro_batch: MicroBatch, shift: int) -> Tensor:
         """The S tokens of each sequence from position `shift` on, flat [B x S]."""
