@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallel.expert.sum_rows import sum_rows
 from parallel.ops.ops import Ops
+from parallel.ops.swiglu import weighted_swiglu
 from parallel.tape.tape import Tape
 
 
@@ -53,9 +54,3 @@ class GroupedExperts(nn.Module):
         row_P, choice_P = row_P[order_P], choice_P[order_P]
         ends_E = torch.bincount(expert_P, minlength=experts).cumsum(0).to(torch.int32)
         return x_ND.index_select(0, row_P), weights_NK[row_P, choice_P], row_P, ends_E
-
-
-def weighted_swiglu(gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
-    gate_PI, up_PI = gate_up_P2I.chunk(2, dim=-1)
-    act_PI = nn.functional.silu(gate_PI) * up_PI * weight_P.unsqueeze(-1)
-    return act_PI.to(gate_PI.dtype)  # the routing weight is float32 or wider

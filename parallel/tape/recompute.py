@@ -63,7 +63,8 @@ class Recomputed:
 
     def backward(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradients of its inputs."""
-        pairs = [(e, g) for e, g in zip(self._outputs, gradients) if e is not None and g is not None]
+        both = zip(self._outputs, gradients)
+        pairs = [(e, g) for e, g in both if e is not None and g is not None]
         inputs, self._inputs, self._outputs = self._inputs, (), []
         if pairs:
             torch.autograd.backward([edge for edge, _ in pairs], [grad for _, grad in pairs])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from parallel.ops.ops import Linear
+from parallel.ops.swiglu import swiglu
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from trainer.model.options import LayerOptions
@@ -31,7 +32,3 @@ class MLP(nn.Module):
             swiglu, self.gate_proj(n_TD), self.up_proj(n_TD), recompute=self.recompute.swiglu
         )
         return self.down_proj(act_TI)
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return nn.functional.silu(gate) * up
