@@ -33,9 +33,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, inverse = ctx.saved_tensors
+        weight_D = weight_D.to(inverse.dtype)
         normed = x * inverse
-        product = grad * normed
-        weight_grad = product.flatten(0, -2).sum(0)
-        mean = product.matmul(weight_D.to(product.dtype)).mul_(-1 / x.shape[-1]).unsqueeze(-1)
-        x_grad = torch.addcmul(grad * weight_D, normed, mean).mul_(inverse)
-        return x_grad.to(x.dtype), weight_grad.to(weight_D.dtype), None
+        x_grad = grad * normed
+        weight_grad = x_grad.flatten(0, -2).sum(0)
+        mean = x_grad.matmul(weight_D).mul_(-1 / x.shape[-1]).unsqueeze(-1)
+        torch.mul(grad, weight_D, out=x_grad).addcmul_(normed, mean).mul_(inverse)
+        return x_grad.to(x.dtype), weight_grad, None

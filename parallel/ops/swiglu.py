@@ -40,8 +40,7 @@ class _WeightedSwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_P2I, weight_P)
         gate_PI, up_PI = gate_up_P2I.chunk(2, dim=-1)
-        act_PI = silu(gate_PI).mul_(up_PI)
-        return _times(act_PI, weight_P)
+        return silu(gate_PI).mul_(up_PI).mul_(weight_P.unsqueeze(-1))
 
     @staticmethod
     def backward(ctx: Any, grad_PI: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,13 +48,10 @@ class _WeightedSwiGLU(torch.autograd.Function):
         gate_PI, up_PI = gate_up_P2I.chunk(2, dim=-1)
         grad_P2I = torch.empty_like(gate_up_P2I)
         grad_gate_PI, grad_up_PI = grad_P2I.chunk(2, dim=-1)
-        silu_PI = silu(gate_PI)
-        weight_grad_P = (silu_PI * up_PI).mul_(grad_PI).sum(-1, dtype=weight_P.dtype)
-        weighted_PI = _times(grad_PI, weight_P)
-        torch.mul(silu_PI, weighted_PI, out=grad_up_PI)
-        _silu_backward(weighted_PI * up_PI, gate_PI, grad_input=grad_gate_PI)
+        weight_P1 = weight_P.unsqueeze(-1)
+        scratch_PI = silu(gate_PI).mul_(grad_PI)  # one buffer, that stays in the cache
+        torch.mul(scratch_PI, weight_P1, out=grad_up_PI)
+        weight_grad_P = scratch_PI.mul_(up_PI).sum(-1, dtype=weight_P.dtype)
+        torch.mul(grad_PI, weight_P1, out=scratch_PI).mul_(up_PI)
+        _silu_backward(scratch_PI, gate_PI, grad_input=grad_gate_PI)
         return grad_P2I, weight_grad_P
-
-
-def _times(x_PI: Tensor, weight_P: Tensor) -> Tensor:
-    return (x_PI * weight_P.unsqueeze(-1)).to(x_PI.dtype)

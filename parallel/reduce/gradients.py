@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -75,8 +76,8 @@ class Gradients:
         square = torch.zeros((), dtype=torch.float64, device=device)
         for share in self.shares:
             if share.counts_here:
-                for gradient in share.gradients():
-                    square += torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+                for piece in chain.from_iterable(map(_pieces, share.gradients())):
+                    square += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
         if dist.is_initialized():
             dist.all_reduce(square)
         return square.sqrt()
@@ -103,3 +104,9 @@ def make_gradients(
     held: the stages of this rank."""
     buckets = make_buckets(parameters, copies_of, groups, kind_of, stages_of)
     return Gradients([Share(bucket, cut(bucket), rank) for bucket in buckets], held)
+
+
+def _pieces(gradient: Tensor) -> tuple[Tensor, ...]:
+    """The same numbers; on the CPU, where a norm in float64 first makes a copy, in pieces of which
+    the copy stays in the cache."""
+    return gradient.split(2**16) if gradient.device.type == "cpu" else (gradient,)

@@ -78,14 +78,12 @@ class MLA(nn.Module):
         if c.q_lora_rank is not None:
             query_latent = self.q_b_proj(query_latent)
         query = query_latent.view(-1, S, c.heads, c.nope_head_dim + c.rope_head_dim)
-        query_nope, query_rope = query.split([c.nope_head_dim, c.rope_head_dim], -1)
         key_value = self.kv_b_proj(latent_TC)
         key_value = key_value.view(-1, S, c.heads, c.nope_head_dim + c.v_head_dim)
         key_nope, value = key_value.split([c.nope_head_dim, c.v_head_dim], -1)
-        query_rope = rotate(query_rope, self.cos_SR, self.sin_SR)
         key_rope = rotate(key_TR.view(-1, S, 1, c.rope_head_dim), self.cos_SR, self.sin_SR)
         key = torch.cat([key_nope, key_rope.expand(-1, -1, c.heads, -1)], -1)
-        return torch.cat([query_nope, query_rope], -1), key, value
+        return rotate(query, self.cos_SR, self.sin_SR), key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention over each sequence and the projection of its output, [T, D]."""

@@ -4,6 +4,7 @@ which stretches it to longer contexts, as DeepSeek-V3 uses them."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,33 @@ def rotations(positions: int, c: AttentionConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    """Rotate each pair (x[2i], x[2i + 1]) of x [..., S, heads, 2R] by its position's angle, in the
-    type of the angles; the result has that of x."""
-    cos, sin = cos_SR.unsqueeze(1), sin_SR.unsqueeze(1)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    """Rotate each pair (x[2i], x[2i + 1]) of the last 2R of x [..., S, heads, N + 2R] by its
+    position's angle, in the type of the angles; the result has that of x. N may be 0."""
+    return _Rotate.apply(x, torch.complex(cos_SR, sin_SR).unsqueeze(1))
+
+
+class _Rotate(torch.autograd.Function):
+    """Pairs as complex numbers: one multiplication each way, in place of a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turn_S1R: Tensor) -> Tensor:
+        ctx.save_for_backward(turn_S1R)
+        return _turned(x, turn_S1R)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (turn_S1R,) = ctx.saved_tensors
+        return _turned(grad, turn_S1R.conj()), None
+
+
+def _turned(x: Tensor, turn_S1R: Tensor) -> Tensor:
+    y = x.clone(memory_format=torch.contiguous_format)
+    end = y[..., -2 * turn_S1R.shape[-1] :]
+    wide = end.to(turn_S1R.real.dtype)  # itself, unless it is narrower
+    torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(turn_S1R)
+    if wide.dtype != end.dtype:
+        end.copy_(wide)
+    return y
 
 
 def softmax_scale(c: AttentionConfig) -> float:
