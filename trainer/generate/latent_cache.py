@@ -23,15 +23,14 @@ class LatentCache:
     length: int = 0
 
     def next_rotations(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, R / 2] of the next T positions."""
-        rows = slice(self.length, self.length + tokens)
+        """cos and sin [T, R / 2] of the next T positions. Raises ValueError where there is no room
+        for them."""
+        rows = slice(self.length, self._end(tokens))
         return self.cos_LR[rows], self.sin_LR[rows]
 
     def append(self, latent_TC: Tensor, key_TR: Tensor) -> None:
         """Keep T more tokens. Raises ValueError where there is no room for them."""
-        end = self.length + len(latent_TC)
-        if end > len(self.entries_LE):
-            raise ValueError(f"{end} tokens in a cache of {len(self.entries_LE)}")
+        end = self._end(len(latent_TC))
         torch.cat([latent_TC, key_TR], -1, out=self.entries_LE[self.length : end])
         self.length = end
 
@@ -44,3 +43,9 @@ class LatentCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot cut {self.length} tokens to {length}")
         self.length = length
+
+    def _end(self, tokens: int) -> int:
+        end = self.length + tokens
+        if end > len(self.entries_LE):
+            raise ValueError(f"{end} tokens in a cache of {len(self.entries_LE)}")
+        return end
