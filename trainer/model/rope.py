@@ -47,10 +47,8 @@ class _Rotate(torch.autograd.Function):
 def _turned(x: Tensor, turn_S1R: Tensor) -> Tensor:
     y = x.clone(memory_format=torch.contiguous_format)
     end = y[..., -2 * turn_S1R.shape[-1] :]
-    wide = end.to(turn_S1R.real.dtype)  # itself, unless it is narrower
-    torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(turn_S1R)
-    if wide.dtype != end.dtype:
-        end.copy_(wide)
+    pairs = end.to(turn_S1R.real.dtype).unflatten(-1, (-1, 2)).contiguous()
+    end.copy_(torch.view_as_real(torch.view_as_complex(pairs) * turn_S1R).flatten(-2))
     return y
 
 
