@@ -1,6 +1,6 @@
 """Measure Tandem beside another way to do the same, in turns, in one run: a training step of
-transformers, our own in another precision, the same layers as plain modules, or in the pipelines of
-torch.distributed.pipelining.
+transformers, our own in another precision or on one process, the same layers as plain modules, or
+in the pipelines of torch.distributed.pipelining.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ examples:
       --precision.parameters bfloat16 --json
   python launch/benchmark.py --against plain --width 64 128 256
   python launch/benchmark.py --against torch-pipelining --ranks 4 --micro-batches 16 --width 256
+  python launch/benchmark.py --against one-process --config configs/cpu_4proc.yaml --runs 4
 
 Both sides start from the same weights and read the same random tokens, in micro-batches of the same
 size, at a constant learning rate. The command fails where their losses differ.
@@ -45,6 +46,8 @@ plain: eight layers without experts through the tape and the executor, beside th
 modules under ordinary autograd; forward and backward of 16 micro-batches, no optimizer.
 torch-pipelining: the same eight layers in a pipeline of --ranks processes here, run by our executor
 and by torch's schedules, which take the plain modules; times until the last rank is done.
+one-process: the config's processes on this machine beside one process with a thread for each core;
+whole runs of --steps steps take turns.
 docs/benchmarks.md says more.
 """
 

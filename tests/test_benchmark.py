@@ -112,6 +112,19 @@ def test_torch_runs_the_same_schedules_to_the_same_gradients(
         assert case["sides"][0]["losses"] == report["cases"][0]["sides"][0]["losses"]
 
 
+def test_several_processes_and_one_train_the_same(
+    tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--config", tiny, "--mesh.pipeline", "2", "--runs", "2")
+    options += ("--precision.parameters", "float64", "--steps", "2", "--warmup", "1")
+    report = measured(capsys, "--against", "one-process", *options)
+    require_figures(report, 4)  # two runs of two steps
+    (case,) = report["cases"]
+    ours, theirs = case["sides"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-12)
+    assert len(ours["losses"]) == 3 and ours["name"].startswith("processes 2")
+
+
 @dataclass(frozen=True)
 class Allocates:
     """A way whose step needs so many MiB, for a moment."""
@@ -160,7 +173,8 @@ PLAIN = ("--against", "plain", "--width", "64")
         (("--against", "float64", "--memory"), "--memory has no effect with --against float64"),
         ((*PLAIN, "--ranks", "2"), "--ranks has no effect with --against plain"),
         (("--against", "torch-pipelining", "--micro-batches", "6"), "micro_batches"),
-        (("--against", "torch-pipelining", "--ranks", "1"), "two --ranks or more"),
+        (("--against", "one-process"), "give --config configs/cpu_4proc.yaml"),
+        (("--against", "torch-pipelining", "--ranks", "1"), "several processes: give --ranks"),
         (("--against", "torch-pipelining", "--ranks", "999"), "999 processes"),
         ((*PLAIN, "--size", "12M"), "--size has no effect with --against plain"),
         ((*PLAIN, "--model.layers", "9"), "no experts: set model.dense_layers to model.layers, 9"),

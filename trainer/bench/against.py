@@ -111,7 +111,8 @@ def _compare(
         [way.start() for way in ways], turns, partial(timed, device=device), progress
     )
     sides = [
-        side_of(way.name, of, turns.warmup, memories.get(way.name)) for way, of in zip(ways, steps)
+        side_of(way.name, [of], turns.warmup, memories.get(way.name))
+        for way, of in zip(ways, steps)
     ]
     tokens = config.data.global_batch * config.data.sequence_length
     cases = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from trainer.bench.sizes import SIZES, dense
@@ -23,6 +24,7 @@ PRECISIONS: Mapping[str, PrecisionConfig] = {
 READS: Mapping[str, frozenset[str]] = {
     "transformers": frozenset({"config", "size", "memory"}),
     **dict.fromkeys(PRECISIONS, frozenset({"config", "size"})),
+    "one-process": frozenset({"config", "runs"}),
     "plain": frozenset({"width"}),
     "torch-pipelining": frozenset({"width", "ranks", "micro_batches"}),
 }
@@ -32,20 +34,21 @@ IN_BOTH: tuple[Schedule, ...] = ("1f1b", "interleaved", "zbv", "dualpipev")
 """The schedules that torch.distributed.pipelining has, too."""
 USUAL_SIZE = "1.7M"
 USUAL_WIDTHS = {"plain": (64, 128, 256), "torch-pipelining": (256,)}
+USUAL_RUNS, MOST_RUNS = 2, 1000
 USUAL_RANKS, USUAL_MICRO_BATCHES = {"plain": 1, "torch-pipelining": 4}, 16
-_CONFIG = "config"
-"""What the case of --config is called."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """cases: by name, what is compared. memory: whether to measure that, too."""
+    """cases: by name, what is compared. memory: whether to measure that, too. runs: of each side,
+    where whole runs take turns."""
 
     against: str
     cases: Mapping[str, Config]
     steps: int
     warmup: int
     memory: bool
+    runs: int
     json: bool
 
 
@@ -61,6 +64,8 @@ def add_options(parser: Any) -> None:
     add("--ranks", type=int, metavar="N", help=ranks)
     count = "torch-pipelining: micro-batches of a step (16)."
     add("--micro-batches", type=int, metavar="N", help=count)
+    runs = "one-process: runs of each side, which take turns (2)."
+    add("--runs", type=int, metavar="N", help=runs)
     memory = "Measure peak memory, each side in a process of its own: all kept, and recomputed."
     add("--memory", action="store_true", default=None, help=memory)
     add_step_options(parser, steps=10, of="side")
@@ -73,23 +78,37 @@ def read(parser: Any, arguments: Sequence[str]) -> Asked:
     bases = _bases(given)
     _require_effect(given)
     require_steps(given.steps, given.warmup)
+    if given.runs is not None and not 1 <= given.runs <= MOST_RUNS:
+        raise ConfigError(f"--runs must be between 1 and {MOST_RUNS}, got {given.runs}")
     cases = {name: parse(parser, arguments, _always(base))[0] for name, base in bases.items()}
     for case in cases.values():
         _require_fit(given.against, case)
-    return Asked(given.against, cases, given.steps, given.warmup, bool(given.memory), given.json)
+    return Asked(
+        against=given.against,
+        cases=cases,
+        steps=given.steps,
+        warmup=given.warmup,
+        memory=bool(given.memory),
+        runs=_or_usual(given.runs, USUAL_RUNS),
+        json=given.json,
+    )
 
 
 def _bases(given: Any) -> dict[str, Config]:
     """By the name of its case, each config that keys change."""
     if given.get("config"):
-        return {_CONFIG: Config()}
+        return {Path(given.get("config")[0]).stem: Config()}
     against = given.get("against")
     if against in USUAL_WIDTHS:
-        ranks = given.get("ranks") or USUAL_RANKS[against]
-        count = given.get("micro_batches") or USUAL_MICRO_BATCHES
-        widths = given.get("width") or USUAL_WIDTHS[against]
+        ranks = _or_usual(given.get("ranks"), USUAL_RANKS[against])
+        count = _or_usual(given.get("micro_batches"), USUAL_MICRO_BATCHES)
+        widths = _or_usual(given.get("width"), USUAL_WIDTHS[against])
         return {f"width {width}": dense(width, ranks, count) for width in widths}
-    return {name: SIZES[name].config() for name in given.get("size") or [USUAL_SIZE]}
+    return {name: SIZES[name].config() for name in _or_usual(given.get("size"), [USUAL_SIZE])}
+
+
+def _or_usual(given: Any, usual: Any) -> Any:
+    return usual if given is None else given
 
 
 def _always(config: Config) -> Callable[[Any], Config]:
@@ -108,19 +127,25 @@ def _require_effect(given: Any) -> None:
 
 
 def _require_fit(against: str, config: Config) -> None:
+    """Raise ConfigError for a config that this comparison cannot run."""
+    mesh = mesh_of(config)
     if against in USUAL_WIDTHS:
         _require_dense(config.model)
-    if against == "torch-pipelining":
-        mesh = mesh_of(config)
-        if mesh.pipeline < 2 or mesh.data != 1:
-            raise ConfigError("torch-pipelining needs two --ranks or more, and no other mesh")
-        require_room("benchmark", mesh.pipeline)
-        for schedule in IN_BOTH:
-            validate(with_schedule(config, schedule), config.mesh.pipeline)
-        return
-    if mesh_of(config).world != 1:
+    if against in ("torch-pipelining", "one-process"):
+        require_room("benchmark", mesh.world)
+        if mesh.world == 1:
+            more = "--ranks" if against == "torch-pipelining" else "--config configs/cpu_4proc.yaml"
+            raise ConfigError(f"{against} needs a config of several processes: give {more}")
+    elif mesh.world != 1:
         raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
-    validate(config, 1)
+    if against != "torch-pipelining":
+        return validate(config, mesh.world)
+    if mesh.data != 1:
+        raise ConfigError(
+            "torch-pipelining has one pipeline: mesh.expert and expert_data must be 1"
+        )
+    for schedule in IN_BOTH:
+        validate(with_schedule(config, schedule), mesh.world)
 
 
 def with_schedule(config: Config, schedule: Schedule) -> Config:

@@ -10,6 +10,7 @@ from trainer.bench.against import (
     memory_against_transformers,
 )
 from trainer.bench.asked import PRECISIONS, USUAL_WIDTHS, Asked
+from trainer.bench.one_process import against_one_process
 from trainer.bench.plain import against_plain
 from trainer.bench.results import Case, Report
 from trainer.bench.step_memory import memory_of_torch
@@ -44,6 +45,8 @@ def _cases(
 ) -> list[Case]:
     if asked.against in PRECISIONS:
         return against_precision(name, config, PRECISIONS[asked.against], turns, progress)
+    if asked.against == "one-process":
+        return against_one_process(name, config, turns, asked.runs, progress)
     if asked.against == "torch-pipelining":
         return against_torch_pipelining(name, config, turns)
     if asked.against == "plain":

@@ -36,7 +36,7 @@ def against_plain(name: str, config: Config, turns: Turns, progress: OnProgress)
         partial(timed, device=layout.device),
         progress,
     )
-    sides = side_of("Tandem", ours, turns.warmup), side_of("plain", theirs, turns.warmup)
+    sides = side_of("Tandem", [ours], turns.warmup), side_of("plain", [theirs], turns.warmup)
     allowed = ROUNDING[config.precision.parameters]
     gradients = gradients_agree(
         engine_gradients(layout),

@@ -82,14 +82,16 @@ class Report:
         return ours.over(theirs) if self.ratio == "time" else theirs.over(ours)
 
 
-def side_of(name: str, steps: Sequence[Timed], warmup: int, memory: Memory | None = None) -> Side:
-    """A side from all its steps, which gave their losses."""
-    counted = steps[warmup:]
+def side_of(
+    name: str, runs: Sequence[Sequence[Timed]], warmup: int, memory: Memory | None = None
+) -> Side:
+    """A side from all steps of its runs, which start alike and whose steps gave their losses."""
+    counted = [step for run in runs for step in run[warmup:]]
     return Side(
         name,
         Spread(tuple(step.wall for step in counted)),
         Spread(tuple(step.cpu for step in counted)),
-        tuple(step.result for step in steps),
+        tuple(step.result for step in runs[0]),
         memory,
     )
 

@@ -3,16 +3,12 @@ same schedules, weights, tokens and processes, step by step in turns. No optimiz
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 
-import torch
-import torch.distributed as dist
-
 from parallel.ranks.forked import run_ranks
 from parallel.ranks.process import Process
-from parallel.ranks.together import gather, start_together
+from parallel.ranks.together import gather
 from trainer.bench.asked import IN_BOTH, with_schedule
 from trainer.bench.engine import engine_gradients, engine_step
 from trainer.bench.results import (
@@ -24,7 +20,7 @@ from trainer.bench.results import (
     side_of,
 )
 from trainer.bench.torch_side import TorchSide
-from trainer.bench.turns import Step, Timed, Turns, take_turns
+from trainer.bench.turns import Step, Turns, take_turns, timed_together
 from trainer.build.layout import build
 from trainer.config.schema import Config
 from trainer.io.count_progress import count_progress
@@ -44,13 +40,13 @@ def _measure(process: Process, name: str, config: Config, turns: Turns) -> list[
     for layout, side in zip(layouts, theirs):
         steps += [engine_step(layout), side.step]
     with count_progress("steps") if process.rank == 0 else nullcontext(_nothing) as progress:
-        found = take_turns(steps, turns, _timed_together, progress)
+        found = take_turns(steps, turns, timed_together, progress)
     allowed = ROUNDING[config.precision.parameters]
     tokens = config.data.global_batch * config.data.sequence_length
     cases = []
     for number, schedule in enumerate(IN_BOTH):
         ours, torchs = found[2 * number : 2 * number + 2]
-        sides = side_of("Tandem", ours, turns.warmup), side_of("torch", torchs, turns.warmup)
+        sides = side_of("Tandem", [ours], turns.warmup), side_of("torch", [torchs], turns.warmup)
         here = gradients_agree(
             engine_gradients(layouts[number]), theirs[number].gradients(), allowed
         )
@@ -58,19 +54,6 @@ def _measure(process: Process, name: str, config: Config, turns: Turns) -> list[
         agreements = losses_agree(*sides, allowed), replace(here, difference=worst)
         cases.append(Case(f"{name}, {schedule}", tokens, *sides, agreements))
     return cases
-
-
-def _timed_together(step: Step, number: int) -> Timed:
-    """Take a step on all ranks, from one moment on until the last is done; processor time and
-    results are sums over the ranks."""
-    start, cpu = start_together(), time.process_time()
-    result = step(number)
-    cpu, end = time.process_time() - cpu, time.monotonic()
-    sums = torch.tensor([result, cpu], dtype=torch.float64)
-    wall = torch.tensor([end - start], dtype=torch.float64)
-    dist.all_reduce(sums)
-    dist.all_reduce(wall, dist.ReduceOp.MAX)
-    return Timed(float(sums[0]), float(wall), float(sums[1]))
 
 
 def _nothing(done: int, total: int) -> None:

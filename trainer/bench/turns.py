@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from parallel.ranks.together import gather, start_together
 from trainer.bench.throughput import now
 
 Step = Callable[[int], Any]
@@ -44,6 +45,17 @@ def timed(step: Step, number: int, device: torch.device) -> Timed:
     start, cpu = now(device), time.process_time()
     result = step(number)
     return Timed(result, now(device) - start, time.process_time() - cpu)
+
+
+def timed_together(step: Step, number: int) -> Timed:
+    """Take a step on all ranks of the world, from one moment on until the last is done. The result
+    is the largest of a rank, as those without the last stage have no loss to give; processor time
+    is the sum."""
+    start, cpu = start_together(), time.process_time()
+    result = step(number)
+    cpu, wall = time.process_time() - cpu, time.monotonic() - start
+    results, walls, cpus = zip(*gather((result, wall, cpu)))
+    return Timed(max(results), max(walls), sum(cpus))
 
 
 def take_turns(
