@@ -11,16 +11,12 @@ if __name__ == "__main__":
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from trainer.bench.asked import Asked, add_options, read
+from trainer.bench.asked import add_options, read
 from trainer.config.parse import config_parser
 from trainer.io.count_progress import count_progress
 from trainer.run.exit import guarded
 from trainer.run.local_ranks import limit_threads
-
-if TYPE_CHECKING:
-    from trainer.bench.results import Report
 
 EXAMPLES = """\
 examples:
@@ -33,6 +29,7 @@ examples:
   python launch/benchmark.py --against plain --width 64 128 256
   python launch/benchmark.py --against torch-pipelining --ranks 4 --micro-batches 16 --width 256
   python launch/benchmark.py --against one-process --config configs/cpu_4proc.yaml --runs 4
+  python launch/benchmark.py --against needed-bytes
 
 Both sides start from the same weights and read the same random tokens, in micro-batches of the same
 size, at a constant learning rate. The command fails where their losses differ.
@@ -48,6 +45,8 @@ torch-pipelining: the same eight layers in a pipeline of --ranks processes here,
 and by torch's schedules, which take the plain modules; times until the last rank is done.
 one-process: the config's processes on this machine beside one process with a thread for each core;
 whole runs of --steps steps take turns.
+needed-bytes: what the tape holds of an MoE layer between forward and backward, for three settings
+of recompute, beside what the backward has to read, at DeepSeek-V3's size; eight processes.
 docs/benchmarks.md says more.
 """
 
@@ -62,20 +61,14 @@ def _main(arguments: Sequence[str]) -> None:
     add_options(parser)
     asked = read(parser, arguments)
     limit_threads()
-    from trainer.bench.report import as_json, show
-
-    report = _measure(asked)
-    if asked.json:
-        print(json.dumps(as_json(report), indent=2))
-    else:
-        show(report)
-
-
-def _measure(asked: Asked) -> Report:
     from trainer.bench.measure import measure  # imports torch
 
     with count_progress("steps") as progress:
-        return measure(asked, progress)
+        found = measure(asked, progress)
+    if asked.json:
+        print(json.dumps(found.json, indent=2))
+    else:
+        found.show()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.bench.sizes import SIZES, dense
+from trainer.bench.sizes import SIZES, dense, v3_part
 from trainer.bench.step_options import add_step_options, require_steps
 from trainer.config.derived import mesh_of
 from trainer.config.parse import parse
@@ -25,6 +25,7 @@ READS: Mapping[str, frozenset[str]] = {
     "transformers": frozenset({"config", "size", "memory"}),
     **dict.fromkeys(PRECISIONS, frozenset({"config", "size"})),
     "one-process": frozenset({"config", "runs"}),
+    "needed-bytes": frozenset(),
     "plain": frozenset({"width"}),
     "torch-pipelining": frozenset({"width", "ranks", "micro_batches"}),
 }
@@ -32,6 +33,7 @@ READS: Mapping[str, frozenset[str]] = {
 Schedule = Literal["1f1b", "interleaved", "zbv", "dualpipev"]
 IN_BOTH: tuple[Schedule, ...] = ("1f1b", "interleaved", "zbv", "dualpipev")
 """The schedules that torch.distributed.pipelining has, too."""
+SEVERAL_PROCESSES = frozenset({"torch-pipelining", "one-process", "needed-bytes"})
 USUAL_SIZE = "1.7M"
 USUAL_WIDTHS = {"plain": (64, 128, 256), "torch-pipelining": (256,)}
 USUAL_RUNS, MOST_RUNS = 2, 1000
@@ -104,6 +106,8 @@ def _bases(given: Any) -> dict[str, Config]:
         count = _or_usual(given.get("micro_batches"), USUAL_MICRO_BATCHES)
         widths = _or_usual(given.get("width"), USUAL_WIDTHS[against])
         return {f"width {width}": dense(width, ranks, count) for width in widths}
+    if against == "needed-bytes":
+        return {"V3": v3_part()}
     return {name: SIZES[name].config() for name in _or_usual(given.get("size"), [USUAL_SIZE])}
 
 
@@ -131,13 +135,15 @@ def _require_fit(against: str, config: Config) -> None:
     mesh = mesh_of(config)
     if against in USUAL_WIDTHS:
         _require_dense(config.model)
-    if against in ("torch-pipelining", "one-process"):
+    if against in SEVERAL_PROCESSES:
         require_room("benchmark", mesh.world)
         if mesh.world == 1:
             more = "--ranks" if against == "torch-pipelining" else "--config configs/cpu_4proc.yaml"
             raise ConfigError(f"{against} needs a config of several processes: give {more}")
     elif mesh.world != 1:
         raise ConfigError("mesh must be 1 x 1 x 1: the other side has one process")
+    if against == "needed-bytes" and mesh.pipeline != 1:
+        raise ConfigError("needed-bytes measures one layer: mesh.pipeline must be 1")
     if against != "torch-pipelining":
         return validate(config, mesh.world)
     if mesh.data != 1:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from parallel.schedule.table import Item
 from trainer.bench.throughput import random_parts
 from trainer.bench.turns import Step
 from trainer.build.layout import Layout
@@ -12,10 +15,13 @@ from trainer.recipe.progress import Progress
 from trainer.recipe.recipe import Recipe
 
 
-def engine_step(layout: Layout) -> Step:
+def engine_step(
+    layout: Layout, on_item: Callable[[Item, float, float], None] | None = None
+) -> Step:
     """Forward and backward passes of all micro-batches, into gradients that start at zero; gives
-    the mean loss, as far as this rank computes it."""
+    the mean loss, as far as this rank computes it. on_item: that of an Executor."""
     executor = layout.training_executor(layout.config.pipeline.micro_batches, overlap=True)
+    executor.on_item = on_item
     weights = layout.loss_weights(Recipe(layout.config).at(Progress()))
     per_flow = executor.schedule.micro_batches_per_flow
 

@@ -22,6 +22,11 @@ def machine() -> dict[str, object]:
     }
 
 
+def about_machine() -> str:
+    """The same as a line."""
+    return ", ".join(f"{key} {value}" for key, value in machine().items() if value is not None)
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

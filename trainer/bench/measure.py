@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from trainer.bench import held
 from trainer.bench.against import (
     against_precision,
     against_transformers,
@@ -12,6 +13,7 @@ from trainer.bench.against import (
 from trainer.bench.asked import PRECISIONS, USUAL_WIDTHS, Asked
 from trainer.bench.one_process import against_one_process
 from trainer.bench.plain import against_plain
+from trainer.bench.report import Printed, printed
 from trainer.bench.results import Case, Report
 from trainer.bench.step_memory import memory_of_torch
 from trainer.bench.torch_pipelining import against_torch_pipelining
@@ -20,9 +22,12 @@ from trainer.bench.turns import OnProgress, Turns
 from trainer.config.schema import Config
 
 
-def measure(asked: Asked, progress: OnProgress) -> Report:
+def measure(asked: Asked, progress: OnProgress) -> Printed:
     """Raises RunError where the two sides do not compute the same."""
-    if asked.against == "transformers":
+    if asked.against == "needed-bytes":
+        (config,) = asked.cases.values()
+        return held.printed(held.held_by_tape(config, progress))
+    if asked.against in ("transformers", "generate"):
         require_transformers()
     turns = Turns(asked.steps, asked.warmup)
     cases = [
@@ -31,7 +36,7 @@ def measure(asked: Asked, progress: OnProgress) -> Report:
         for case in _cases(asked, name, config, turns, progress)
     ]
     ratio: Literal["time", "speed"] = "time" if asked.against in USUAL_WIDTHS else "speed"
-    return Report(asked.against, ratio, tuple(cases), _notes(asked))
+    return printed(Report(asked.against, ratio, tuple(cases), _notes(asked)))
 
 
 def _notes(asked: Asked) -> tuple[str, ...]:

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from trainer.bench.machine import machine
+from trainer.bench.machine import about_machine, machine
 from trainer.bench.results import Case, Clock, Report, Side
 from trainer.bench.spread import Spread
 
 CLOCKS: tuple[Clock, ...] = ("wall", "cpu")
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """One object; times in seconds per step, memory in MiB."""
-    return {
+@dataclass(frozen=True)
+class Printed:
+    """What a command prints: one JSON object, or a table and lines below it."""
+
+    json: dict[str, Any]
+    table: Table
+    lines: tuple[str, ...]
+
+    def show(self) -> None:
+        # As wide as the table is, where the output is a file.
+        console = Console() if Console().is_terminal else Console(width=150)
+        console.print(self.table)
+        for line in (*self.lines, about_machine()):
+            console.print(line, highlight=False)
+
+
+def printed(report: Report) -> Printed:
+    """JSON has times in seconds per step, memory in MiB."""
+    json = {
         "against": report.against,
         "ratio_of": report.ratio,
         "machine": machine(),
         "cases": [_case(report, case) for case in report.cases],
         "notes": list(report.notes),
     }
-
-
-def show(report: Report) -> None:
-    """Print the table, what its figures are, and how far the sides agree."""
-    # As wide as the table is, where the output is a file.
-    console = Console() if Console().is_terminal else Console(width=150)
-    console.print(_table(report))
-    for case in report.cases:
-        for found in case.agreements:
-            console.print(
-                f"{case.name}: {found.what} agree to {found.difference:.1e}", highlight=False
-            )
-    for note in report.notes:
-        console.print(note, highlight=False)
-    about = ", ".join(f"{key} {value}" for key, value in machine().items() if value is not None)
-    console.print(about, highlight=False)
+    agree = (
+        f"{case.name}: {found.what} agree to {found.difference:.1e}"
+        for case in report.cases
+        for found in case.agreements
+    )
+    return Printed(json, _table(report), (*agree, *report.notes))
 
 
 def _table(report: Report) -> Table:

@@ -17,6 +17,7 @@ from trainer.config.schema import (
     MoEConfig,
     OptimizerConfig,
     PipelineConfig,
+    PrecisionConfig,
 )
 
 HEAD = 32  # width of a head's query and key without position, and of its value
@@ -85,6 +86,30 @@ def dense(width: int, ranks: int = 1, micro_batches: int = 16) -> Config:
         mesh=MeshConfig(pipeline=ranks),
         data=DataConfig(sequence_length=128, global_batch=micro_batches),
         pipeline=PipelineConfig(schedule="1f1b", micro_batches=micro_batches),
+    )
+
+
+def v3_part(divisor: int = 8) -> Config:
+    """DeepSeek-V3's layers with every width over `divisor` (heads are fewer, not narrower), their
+    experts on eight ranks. A token goes to eight experts on as many ranks; V3's go to 7.4 of 64."""
+    ranks = 8
+    return Config(
+        model=ModelConfig(
+            dim=7168 // divisor,
+            attention=AttentionConfig(
+                heads=128 // divisor,
+                q_lora_rank=1536 // divisor,
+                kv_lora_rank=512 // divisor,
+                nope_head_dim=128,
+                rope_head_dim=64,
+                v_head_dim=128,
+            ),
+            moe=MoEConfig(experts=ranks, top_k=ranks, expert_dim=2048 // divisor, scale=2.5),
+        ),
+        mesh=MeshConfig(expert=ranks),
+        data=DataConfig(sequence_length=512, global_batch=ranks),
+        pipeline=PipelineConfig(schedule="1f1b", micro_batches=1),
+        precision=PrecisionConfig("bfloat16"),
     )
 
 
