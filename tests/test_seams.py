@@ -110,6 +110,10 @@ class CountingOps(Ops):
         self.used.append(weight)
         return super().linear(x, weight)
 
+    def accurate_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        self.used.append(weight)
+        return super().accurate_linear(x, weight)
+
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
         self.used.append(weight)
         return super().embedding(tokens, weight)

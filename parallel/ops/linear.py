@@ -10,22 +10,27 @@ from parallel.ops.products import add_product, linear_product, product
 from parallel.tape.weight_gradients import WeightGradients
 
 
-def linear(x: Tensor, weight: Tensor, deferred: WeightGradients) -> Tensor:
-    """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x; the weight gradient goes
-    to `deferred`."""
-    return _Linear.apply(x, weight, deferred)
+def linear(
+    x: Tensor, weight: Tensor, deferred: WeightGradients, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x [..., I] @ weight [O, I] transposed -> [..., O]; the weight gradient goes to `deferred`.
+
+    dtype: of the product, that of x where not given. What is kept of x has the type of x.
+    """
+    return _Linear.apply(x, weight, deferred, dtype or x.dtype)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, deferred):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, deferred, dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
         ctx.weight, ctx.deferred = weight, deferred
-        return linear_product(x, weight)
+        return linear_product(x.to(dtype), weight)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (x,), weight = ctx.saved_tensors, ctx.weight
         grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
         ctx.deferred.defer(lambda: add_product(gradient_of(weight), grad_TO, x_TI))
-        return product(grad, weight) if ctx.needs_input_grad[0] else None, None, None
+        x_grad = product(grad, weight).to(x.dtype) if ctx.needs_input_grad[0] else None
+        return x_grad, None, None, None

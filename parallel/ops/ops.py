@@ -34,12 +34,16 @@ class Ops:
         return nn.Parameter(torch.empty(shape, dtype=self.precision.parameters))
 
     def accurate(self, x: Tensor) -> Tensor:
-        """Numbers that must not lose digits: float32 or wider. A product with them is so too."""
+        """Numbers that must not lose digits: float32 or wider."""
         return x.to(self.precision.accurate)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x."""
         return linear(x, weight, self.deferred)
+
+    def accurate_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same in float32 or wider, whatever the types of x and the weight."""
+        return linear(x, weight, self.deferred, self.precision.accurate)
 
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """Rows of weight [V, D] for integer tokens [...] -> [..., D]."""

@@ -36,7 +36,7 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Logits [T, E], float32 or wider: a choice between experts must not hang on rounding."""
-        return self.ops.linear(self.ops.accurate(x_TD), self.weight)
+        return self.ops.accurate_linear(x_TD, self.weight)
 
 
 @dataclass(frozen=True)
