@@ -8,15 +8,18 @@ accumulate. A loop over experts serves what grouped_mm refuses (float64, unalign
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from parallel.ops.accumulate import gradient_of
-from parallel.ops.products import add_product, emulated
+from parallel.ops.products import add_product, compiles_by_shape, emulated, product
 from parallel.tape.weight_gradients import WeightGradients
 
 _ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
+_ALIKE = 64  # rows
 
 
 def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, deferred: WeightGradients):  # type: ignore[no-untyped-def]
@@ -47,13 +50,14 @@ def _product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
     """Each expert's rows times its matrix: [P, I], [E, I, O] -> [P, O]."""
     if emulated(x_PI):
         return _product(x_PI.float(), weight_EIO.float(), ends_E).to(x_PI.dtype)
-    if len(x_PI) and _served(x_PI, weight_EIO):
+    alike = compiles_by_shape(x_PI)
+    if len(x_PI) and _served(x_PI, weight_EIO) and not alike:
         return grouped_mm(x_PI, weight_EIO, offs=ends_E)
     y_PO = x_PI.new_empty(len(x_PI), weight_EIO.shape[2])
-    start = 0
-    for expert, end in enumerate(ends_E.tolist()):
-        torch.mm(x_PI[start:end], weight_EIO[expert], out=y_PO[start:end])
-        start = end
+    for expert, rows in enumerate(_groups(ends_E)):
+        around = _around(rows, len(x_PI)) if alike else rows
+        y_RO = product(x_PI[around.start : around.stop], weight_EIO[expert])
+        y_PO[rows.start : rows.stop] = y_RO[rows.start - around.start :][: len(rows)]
     return y_PO
 
 
@@ -65,10 +69,27 @@ def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor)
         rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
         into_EOI.add_(torch.where(rows_E[:, None, None] > 0, product_EOI, 0))
         return
-    start = 0
-    for expert, end in enumerate(ends_E.tolist()):
-        add_product(into_EOI[expert], grad_PO[start:end], x_PI[start:end])
-        start = end
+    for expert, rows in enumerate(_groups(ends_E)):
+        grad_RO, around = grad_PO[rows.start : rows.stop], rows
+        if compiles_by_shape(x_PI):
+            around = _around(rows, len(x_PI))
+            before, after = rows.start - around.start, around.stop - rows.stop
+            grad_RO = torch.nn.functional.pad(grad_RO, (0, 0, before, after))
+        add_product(into_EOI[expert], grad_RO, x_PI[around.start : around.stop])
+
+
+def _groups(ends_E: Tensor) -> Iterator[range]:
+    """The rows of each expert."""
+    ends = ends_E.tolist()
+    return map(range, [0, *ends[:-1]], ends)
+
+
+def _around(rows: range, total: int) -> range:
+    """Of `total` rows these and, if there are so many, others beside them that make their number a
+    multiple of _ALIKE: so that few numbers of rows occur."""
+    number = -(-len(rows) // _ALIKE) * _ALIKE
+    first = max(0, min(rows.start, total - number))
+    return range(first, first + number) if first + number <= total else rows
 
 
 def _served(a: Tensor, b: Tensor) -> bool:

@@ -18,20 +18,24 @@ def linear_product(x: Tensor, weight_OI: Tensor) -> Tensor:
     """x [..., I] @ weight transposed -> [..., O], in the type of x."""
     weight_OI = weight_OI.to(x.dtype)
     if emulated(x):
-        return torch.nn.functional.linear(x.float(), weight_OI.float()).to(x.dtype)
+        return linear_product(x.float(), weight_OI.float()).to(x.dtype)
+    if _by_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight_OI, None, "none", [], "")
     return torch.nn.functional.linear(x, weight_OI)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [..., I] @ b [I, O] -> [..., O], in the type of a."""
-    b = b.to(a.dtype)
-    return (a.float() @ b.float()).to(a.dtype) if emulated(a) else a @ b
+    return linear_product(a, b.t())
 
 
 def add_product(into_OI: Tensor, grad_TO: Tensor, x_TI: Tensor) -> None:
     """into += grad transposed @ x, summed in the type of `into`."""
     if into_OI.dtype == grad_TO.dtype == x_TI.dtype:
-        into_OI.addmm_(grad_TO.t(), x_TI)
+        if _by_onednn(x_TI):
+            into_OI.add_(linear_product(grad_TO.t(), x_TI.t()))
+        else:
+            into_OI.addmm_(grad_TO.t(), x_TI)
     elif into_OI.is_cuda and grad_TO.dtype == x_TI.dtype:
         torch.addmm(into_OI, grad_TO.t(), x_TI, out_dtype=into_OI.dtype, out=into_OI)
     else:
@@ -44,6 +48,26 @@ def emulated(x: Tensor) -> bool:
     """Whether this machine multiplies x faster in float32, rounding the result: bfloat16 on a CPU
     with no instructions for it, where torch's own product takes a hundred times as long."""
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _cpu_has_bfloat16()
+
+
+def compiles_by_shape(x: Tensor) -> bool:
+    """Whether products with x run by oneDNN, which compiles a kernel for every new shape: a tenth of
+    a millisecond each, so that shapes had better be few."""
+    native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and _cpu_has_bfloat16()
+    return native or _by_onednn(x)
+
+
+def _by_onednn(x: Tensor) -> bool:
+    """Whether this machine multiplies float32 twice as fast with oneDNN as with what torch calls by
+    itself, which is MKL: that uses AVX-512 on processors of its own maker only."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _mkl_is_slow() and x.numel() > 0
+
+
+@functools.cache
+def _mkl_is_slow() -> bool:
+    capability = torch.cpu.get_capabilities()
+    amd = str(capability.get("cpu_name", "")).startswith("AMD")
+    return amd and bool(capability.get("avx512_f")) and torch.backends.mkldnn.is_available()
 
 
 @functools.cache
