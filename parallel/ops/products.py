@@ -51,8 +51,8 @@ def emulated(x: Tensor) -> bool:
 
 
 def compiles_by_shape(x: Tensor) -> bool:
-    """Whether products with x run by oneDNN, which compiles a kernel for every new shape: a tenth of
-    a millisecond each, so that shapes had better be few."""
+    """Whether products with x run by oneDNN, which compiles a kernel for every new shape: a tenth
+    of a millisecond each, so that shapes had better be few."""
     native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and _cpu_has_bfloat16()
     return native or _by_onednn(x)
 
