@@ -1,8 +1,10 @@
 """Generate text with a checkpoint in the Hugging Face layout, such as RUN/weights of a run.
 
 One process; prompt and text go to stdout as they come, what they cost to stderr. The model is
-loaded once for all prompts. --speculative lets the checkpoint's MTP modules draft tokens that the
-model then verifies, several in one pass: the text is the same as without, sooner.
+loaded once for all prompts, which are decoded together, and shown in their order; a text does not
+depend on the others. --speculative takes one prompt after the other, and lets the checkpoint's MTP
+modules draft tokens that the model then verifies, several in one pass: the text is the same as
+without, sooner.
 
 Prompt and new text must fit into max_position_embeddings of config.json. A run sets it to its
 data.sequence_length, so the weights of a short run make short texts.
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="S", help="seed of the first prompt's random choices (0)")
     add("--speculative", action="store_true", help="draft tokens with the MTP modules; greedy only")
     add("--compare", action="store_true", help="--speculative and plain: compare tokens and rates")
+    add("--batch-size", type=int, metavar="N", help="at most N texts at once (what memory allows)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="type to compute in")
     add("--tokenizer", metavar="PATH", help="tokenizer.json, or a folder with it (that of DIR)")
     add("--no-echo", action="store_true", help="print the new text without its prompt")
@@ -84,6 +87,8 @@ def _check(options: argparse.Namespace) -> None:
     """Raise ConfigError for options that do not go together."""
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens must be 1 or more, got {options.max_new_tokens}")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise ConfigError(f"--batch-size must be 1 or more, got {options.batch_size}")
     if not 0 <= options.temperature < float("inf"):
         raise ConfigError(f"--temperature must be 0 or more, got {options.temperature}")
     if options.top_p is not None and not 0 < options.top_p <= 1:
@@ -101,10 +106,15 @@ def _check(options: argparse.Namespace) -> None:
             if getattr(options, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} needs a --temperature above 0: greedy is not random")
-    elif options.speculative or options.compare:
-        which = "--speculative" if options.speculative else "--compare"
+    drafts = "--speculative" if options.speculative else "--compare" if options.compare else ""
+    if drafts and options.batch_size is not None:
         raise ConfigError(
-            f"{which} is greedy: leave out --temperature {options.temperature}, or {which}"
+            f"{drafts} makes drafts for one text at a time: leave out --batch-size "
+            f"{options.batch_size}, or {drafts}"
+        )
+    if drafts and options.temperature:
+        raise ConfigError(
+            f"{drafts} is greedy: leave out --temperature {options.temperature}, or {drafts}"
         )
 
 
@@ -127,6 +137,7 @@ def _run(options: argparse.Namespace) -> None:
         seed=options.seed or 0,
         speculative=options.speculative or options.compare,
         compare=options.compare,
+        batch=options.batch_size,
     )
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
     with byte_progress("reading weights") as loading:

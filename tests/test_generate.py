@@ -26,9 +26,9 @@ from trainer.config.schema import (
     MTPConfig,
     YarnConfig,
 )
-from trainer.generate import cached_model
-from trainer.generate.cached_model import CachedModel, cached_part, start_text
-from trainer.generate.choose import Sampler, most_likely, nucleus
+from trainer.generate import cached_model, few_tokens
+from trainer.generate.cached_model import CachedModel, cached_part, start_texts
+from trainer.generate.choose import Choose, NotFinite, Sampler, greedy, nucleus
 from trainer.generate.decode import Counts, decode
 from trainer.generate.speculate import speculate
 from trainer.model.names import initialise, named_biases, named_tensors
@@ -75,8 +75,9 @@ class Twins:
     uncached: WholeModel
     length: int
 
-    def start(self, positions: int | None = None) -> CachedModel:
-        return start_text(self.part, self.model, self.length if positions is None else positions)
+    def start(self, positions: int | None = None, slots: int = 1) -> CachedModel:
+        positions = self.length if positions is None else positions
+        return start_texts(self.part, self.model, positions, slots)
 
     def pad(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([*tokens, *[0] * (self.length - len(tokens))])
@@ -100,12 +101,12 @@ class Twins:
 def twins(
     model: ModelConfig, dtype: torch.dtype = torch.float64, length: int = LENGTH, std: float = 0.2
 ) -> Twins:
-    ops = Ops(Precision(dtype, dtype))
-    part = cached_part(model, ops)
+    precision = Precision(dtype, dtype)
+    part = cached_part(model, precision)
     initialise(part, SEED, std)
     for _, bias in named_biases(part):
         bias.normal_(0, 0.1, generator=torch.Generator().manual_seed(SEED))
-    whole = whole_model(model, ops, length)
+    whole = whole_model(model, Ops(precision), length)
     whole.load_state_dict(part.state_dict())
     return Twins(model, part, WholeModel(whole), length)
 
@@ -120,15 +121,18 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
 
 
 def read_in_chunks(model: CachedModel, tokens: list[int], chunk: int) -> Tensor:
-    rows = [model.logits(model.hidden(tokens[i : i + chunk])) for i in range(0, len(tokens), chunk)]
+    rows = [
+        model.logits(model.hidden([tokens[i : i + chunk]])) for i in range(0, len(tokens), chunk)
+    ]
     return torch.cat(rows)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_cached_logits_are_the_uncached_ones_at_every_position(
-    name: str, dtype: torch.dtype
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(few_tokens, "FEW", 4)  # so that a chunk below is of many
     pair = twins(VARIANTS[name], dtype)
     tokens = random_tokens(LENGTH)
     expected_TV = pair.uncached.logits(pair.uncached.hidden(pair.pad(tokens)))
@@ -162,14 +166,12 @@ def test_cache_holds_one_latent_and_one_key_a_token_and_nothing_is_made_for_each
     length = 3000
     pair = twins(BASE, length=length)
     c, model = BASE.attention, pair.start()
-    for cache in model.caches[0]:
-        cache.entries_LE.zero_()
-        cache.length = length - 1
+    model.caches[0].lengths[0] = length - 1
     with LargestResult() as largest:
-        model.hidden([5])
-    for cache in model.caches[0]:
-        assert cache.entries().shape == (length, c.kv_lora_rank + c.rope_head_dim)
-        assert cache.entries().untyped_storage().nbytes() == 8 * length * (12 + 6)
+        model.hidden([[5]])
+    for entries_SPE in model.caches[0].entries:
+        assert entries_SPE.shape == (1, length, c.kv_lora_rank + c.rope_head_dim)
+        assert entries_SPE.untyped_storage().nbytes() == 8 * length * (12 + 6)
     per_head_keys = length * c.heads * c.nope_head_dim
     # The scores, one for each head and token; all keys of one head would be more.
     assert largest.numbers == length * c.heads < per_head_keys / c.heads
@@ -179,15 +181,21 @@ def test_the_prompt_is_read_in_chunks_that_bound_the_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cached_model, "SCORES", 5 * BASE.attention.heads * LENGTH)
-    sizes = [len(hidden_TD) for hidden_TD in twins(BASE).start().read(random_tokens(LENGTH))]
-    assert sizes == [5, 5, 5, 5, 4]
+    pair = twins(BASE)
+    passes = [
+        (first, counts, len(hidden_TD))
+        for first, counts, hidden_TD in pair.start(slots=3).read(
+            [random_tokens(count) for count in (3, 12, 4)]
+        )
+    ]
+    assert passes == [(0, [3, 2], 5), (1, [5], 5), (1, [5], 5), (2, [4], 4)]
 
 
 def test_a_full_cache_takes_no_more_and_forgets_only_what_it_has() -> None:
     model = twins(BASE).start(positions=3)
-    model.hidden([1, 2, 3])
+    model.hidden([[1, 2, 3]])
     with pytest.raises(ValueError, match="4 tokens in a cache of 3"):
-        model.hidden([4])
+        model.hidden([[4]])
     with pytest.raises(ValueError, match="cannot cut 3 tokens to 4"):
         model.truncate(4)
 
@@ -196,8 +204,28 @@ def test_a_full_cache_takes_no_more_and_forgets_only_what_it_has() -> None:
 
 
 def decoded(pair: Twins, prompt: list[int], new: int) -> list[int]:
-    model = pair.start(len(prompt) + new - 1)
-    return list(itertools.islice(decode(model, prompt, Counts(), most_likely), new))
+    [text] = decoded_together(pair, [prompt], [new])
+    return text
+
+
+def decoded_together(
+    pair: Twins,
+    prompts: list[list[int]],
+    new: list[int],
+    slots: int = 1,
+    choose: Choose = greedy,
+    ends: int = -1,
+) -> list[list[int]]:
+    """As many new tokens of each prompt, or fewer where one is `ends`, the last."""
+    texts: list[list[int]] = [[] for _ in prompts]
+
+    def push(number: int, token: int) -> bool:
+        texts[number].append(token)
+        return token != ends and len(texts[number]) < new[number]
+
+    positions = max(len(prompt) + count - 1 for prompt, count in zip(prompts, new))
+    decode(pair.start(positions, slots), prompts, choose, push)
+    return texts
 
 
 def speculated(pair: Twins, prompt: list[int], new: int) -> tuple[list[int], Counts]:
@@ -212,10 +240,10 @@ def require_modules_have_read(pair: Twins, model: CachedModel, text: list[int]) 
     """The caches of the MTP modules are those of a text that was there from the start, but for what
     the last drafts left."""
     fresh = pair.start(len(text))
-    hidden_TD = fresh.hidden(text)
+    hidden_TD = fresh.hidden([text])
     for depth in range(1, pair.model.mtp.depth + 1):
         hidden_TD = fresh.mtp_hidden(depth, hidden_TD[:-1], text[depth:])
-        read, expected = model.caches[depth][0].entries(), fresh.caches[depth][0].entries()
+        read, expected = (one.caches[depth].entries[0][0] for one in (model, fresh))
         settled = len(text) - 2 * (1 + pair.model.mtp.depth)
         torch.testing.assert_close(read[:settled], expected[:settled])
 
@@ -231,9 +259,16 @@ def test_greedy_takes_the_uncached_models_choice_at_each_step(name: str) -> None
 
 def test_what_fills_up_the_vocabulary_is_never_chosen() -> None:
     pair = twins(replace(BASE, mtp=MTPConfig(1)))
-    for decoding in (partial(decode, choose=most_likely), speculate):
-        model = start_text(pair.part, pair.model, LENGTH, vocabulary=5)
-        assert max(itertools.islice(decoding(model, [1], Counts()), LENGTH)) < 5
+    tokens: list[int] = []
+
+    def push(number: int, token: int) -> bool:
+        tokens.append(token)
+        return len(tokens) < LENGTH
+
+    start = partial(start_texts, pair.part, pair.model, LENGTH, vocabulary=5)
+    decode(start(), [[1]], greedy, push)
+    assert max(tokens) < 5
+    assert max(itertools.islice(speculate(start(), [1], Counts()), LENGTH)) < 5
 
 
 def successors(model: ModelConfig, right: float, noise: float) -> Twins:
@@ -313,6 +348,51 @@ def test_ties_are_decided_as_without_drafts() -> None:
         assert speculated(pair, prompt, 20)[0] == decoded(pair, prompt, 20)
 
 
+# --- Together -----------------------------------------------------------------------------------
+
+LENGTHS, NEW = (4, 1, 9, 4, 2), (12, 20, 3, 7, 16)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("temperature", [0, 1.3])
+def test_texts_decoded_together_are_those_decoded_alone(
+    name: str, temperature: float, slots: int
+) -> None:
+    pair = twins(VARIANTS[name])
+    prompts = [random_tokens(length, seed=length + n) for n, length in enumerate(LENGTHS)]
+
+    def choose(seed: int) -> Choose:
+        return Sampler(temperature, 0.9, seed) if temperature else greedy
+
+    alone = [
+        decoded_together(pair, [prompt], [new], choose=choose(seed))[0]
+        for seed, (prompt, new) in enumerate(zip(prompts, NEW))
+    ]
+    assert [len(text) for text in alone] == list(NEW)
+    assert decoded_together(pair, prompts, list(NEW), slots, choose(0)) == alone
+    end = alone[1][5]  # now some end by themselves, one of them sooner than others
+    cut = [text[: text.index(end) + 1] if end in text else text for text in alone]
+    assert cut != alone
+    assert decoded_together(pair, prompts, list(NEW), slots, choose(0), end) == cut
+
+
+def test_what_a_longer_text_left_in_memory_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = twins(BASE)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(*shape, torch.nan))
+    prompts, new = [random_tokens(2), random_tokens(12)], [9, 9]
+    alone = [decoded_together(pair, [p], [n])[0] for p, n in zip(prompts, new)]
+    assert decoded_together(pair, prompts, new, slots=2) == alone
+
+
+def test_logits_that_are_no_numbers_are_told_by_the_prompt() -> None:
+    pair = twins(BASE)
+    pair.part.embed_tokens.weight.data[7] = torch.nan
+    with pytest.raises(NotFinite) as raised:
+        decoded_together(pair, [[1], [2], [3], [4, 7]], [1, 5, 5, 5], slots=3)
+    assert raised.value.row == 3
+
+
 # --- Sampling -----------------------------------------------------------------------------------
 
 
@@ -327,8 +407,9 @@ def test_nucleus_is_the_smallest_set_with_the_probability_asked_for() -> None:
 def test_samples_follow_temperature_within_the_nucleus() -> None:
     wanted_V, temperature, draws = torch.tensor([0.5, 0.1, 0.3, 0.06, 0.04]), 1.7, 4000
     logits_V = wanted_V.log() * temperature + 11
-    sampler = Sampler(temperature, 0.85, torch.Generator().manual_seed(1))
-    drawn_V = torch.tensor([sampler(logits_V) for _ in range(draws)]).bincount(minlength=5)
+    sampler = Sampler(temperature, 0.85, seed=1)
+    drawn = [sampler(logits_V.expand(2, -1), [0, 1]) for _ in range(draws // 2)]
+    drawn_V = torch.tensor(drawn).flatten().bincount(minlength=5)
     expected_V = torch.tensor([0.5, 0.1, 0.3, 0, 0]) / 0.9
     deviation_V = (draws * expected_V * (1 - expected_V)).sqrt()
     assert drawn_V[3:].tolist() == [0, 0]
@@ -339,8 +420,7 @@ def test_a_seed_is_a_text_and_a_small_nucleus_is_greedy() -> None:
     pair, prompt = twins(BASE), random_tokens(4)
 
     def sampled(seed: int, top_p: float) -> list[int]:
-        sampler = Sampler(1.0, top_p, torch.Generator().manual_seed(seed))
-        return list(itertools.islice(decode(pair.start(), prompt, Counts(), sampler), 18))
+        return decoded_together(pair, [prompt], [18], choose=Sampler(1.0, top_p, seed))[0]
 
     assert sampled(1, 0.9) == sampled(1, 0.9) != sampled(2, 0.9)
     assert sampled(1, 1e-9) == decoded(pair, prompt, 18)

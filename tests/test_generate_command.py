@@ -32,10 +32,12 @@ from trainer.config.schema import (
     RunConfig,
 )
 from trainer.data.tokens import ByteTokenizer
+from trainer.generate import session
 from trainer.generate.answer import Answer
 from trainer.generate.decode import Counts
 from trainer.generate.output import TextOutput
 from trainer.generate.question import Question
+from trainer.generate.session import Method, answer_all
 from trainer.generate.text_model import load_text_model
 
 LONGEST = 40
@@ -168,7 +170,11 @@ def test_many_prompts_are_answered_as_each_alone(
         assert [one["prompt"] for one in found] == texts
         assert [one["tokens"] for one in found] == [one["tokens"] for one in alone]
         assert all(one.keys() == other.keys() for one, other in zip(found, alone))
-    # Samples do not depend on the prompts before, and a prompt that comes again has another.
+    for size in (1, 2):
+        assert [one["tokens"] for one in answers(*repeated, "--batch-size", size)] == [
+            one["tokens"] for one in alone
+        ]
+    # Samples do not depend on the other prompts, and a prompt that comes again has another.
     warm = ("--temperature", 1.5, "--seed")
     first, second = answers("--prompt", "x", "--prompt", "x", *warm, 7)
     assert first["tokens"] != second["tokens"]
@@ -178,6 +184,7 @@ def test_many_prompts_are_answered_as_each_alone(
     printed = capfd.readouterr()
     lines = [f"--- prompt {n + 1} of 3 ---\n{texts[n]}{alone[n]['text']}\n" for n in range(3)]
     assert printed.out == "".join(lines) and printed.err.count("6 new tokens") == 3
+    assert "all 3 prompts: 18 new tokens in" in printed.err
 
 
 def test_a_text_that_ends_for_want_of_room_says_so(
@@ -190,6 +197,45 @@ def test_a_text_that_ends_for_want_of_room_says_so(
     assert printed_json(capfd, *options)["limit"] == "max_position_embeddings"
     fewer = printed_json(capfd, *options, "--max-new-tokens", 3)
     assert fewer["limit"] == "max_new_tokens" and not fewer["ended"]
+
+
+def test_the_first_text_is_shown_as_it_comes_and_later_ones_after_it(checkpoint: Path) -> None:
+    model = load_text_model(checkpoint, None, torch.float32, False, lambda done, total: None)
+    asked = [Question(b"x", [n], new, "max_new_tokens") for n, new in enumerate((6, 3, 8), 1)]
+    seen: list[str] = []
+    when: list[int] = []
+
+    class Log:
+        def start(self, question: Question) -> None:
+            seen.append(f"start {question.tokens}")
+
+        def push(self, token: int) -> None:
+            seen.append("token")
+            when.append(model.part.layers["0"].self_attn.cache.all.reading.position_T[0])
+
+        def finish(self, question: Question, made: Answer, plain: Answer | None) -> None:
+            seen.append(f"finish {len(made.tokens)}")
+
+    answer_all(replace(model, ends=frozenset()), asked, Method(), Log())
+    lines = [
+        (f"start {[n]}", *["token"] * new, f"finish {new}") for n, new in zip((1, 2, 3), (6, 3, 8))
+    ]
+    assert seen == [word for line in lines for word in line]
+    # The first is shown token by token; the second had to wait for its end, the third for it too.
+    assert when[:10] == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
+
+
+def test_as_many_texts_at_once_as_memory_has_room_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_text_model(checkpoint, None, torch.float32, False, lambda done, total: None)
+    asked = [Question(b"x", [1] * n, 5, "max_new_tokens") for n in (6, 3, 6, 2)]
+    assert session.slots(model, asked, None) == 4 and session.slots(model, asked, 3) == 3
+    for texts, found in ((2.5, 2), (0.5, 1)):  # it must go on with one at least
+        memory = int(4 * texts * model.cache_bytes(10))
+        monkeypatch.setattr(session, "machine_memory", lambda memory=memory: memory)
+        assert session.slots(model, asked, None) == found
+        assert session.slots(model, asked, 3) == 3
 
 
 class Terminal(io.StringIO):
@@ -241,6 +287,8 @@ WRONG_OPTIONS = {
     "--top-p 0.5": "--top-p needs a --temperature above 0",
     "--seed 3": "--seed needs a --temperature above 0",
     "--temperature 0.7 --speculative": "--speculative is greedy: leave out --temperature 0.7",
+    "--batch-size 0": "--batch-size must be 1 or more, got 0",
+    "--batch-size 2 --compare": "one text at a time: leave out --batch-size 2, or --compare",
     "--max-new-tokens 0": "--max-new-tokens must be 1 or more",
     "--max-new-tokens 40": "max_position_embeddings = 40 of config.json, which a run sets to its "
     "data.sequence_length: ask for at most 39",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from trainer.config.schema import (
     PrecisionConfig,
 )
 from trainer.data.tokens import ByteTokenizer
-from trainer.generate.choose import most_likely
-from trainer.generate.decode import Counts, decode
+from trainer.generate.continue_texts import continue_texts
 from trainer.generate.text_model import TextModel, load_text_model
 from trainer.model.names import named_tensors
 from trainer.objective.pretraining import TOKENS
@@ -118,12 +116,10 @@ def greedy(_: Process, folder: Path, asked: list[tuple[str, int]]) -> list[str]:
 def _greedy(model: TextModel, prompt: str, new_tokens: int) -> str:
     tokens = model.prompt_tokens(prompt)
     tokens = tokens[max(0, len(tokens) - LENGTH + 1) :]
-    answers = decode(model.start_text(LENGTH), tokens, Counts(), most_likely)
-    for token in islice(answers, min(new_tokens, LENGTH - len(tokens))):
-        if token in model.ends:
-            break
-        tokens.append(token)
-    return BYTES.decode(np.array(tokens)).decode(errors="replace")
+    new_tokens = min(new_tokens, LENGTH - len(tokens))
+    [new] = continue_texts(model, [tokens], new_tokens, ends=model.ends)
+    text = [token for token in tokens + new if token not in model.ends]
+    return BYTES.decode(np.array(text)).decode(errors="replace")
 
 
 def weights(process: Process, samples: bool) -> dict[str, Any]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.generate.cached_model import CachedModel
 from trainer.generate.decode import Counts
 from trainer.generate.question import Limit, Question
-from trainer.generate.text_model import TextModel
-
-Decoding = Callable[[CachedModel, Sequence[int], Counts], Iterator[int]]
 
 
 @dataclass(frozen=True)
 class Answer:
     """prompt_tokens: how many. tokens: new ones, without one that ends the text. limit: what ended
     the text where no such token came. prompt_seconds: until the first token was chosen. seconds:
-    from there on, for `steps` further tokens, the one that ends the text among them."""
+    from there on, for `steps` further tokens, the one that ends the text among them; other texts
+    may have been decoded with it."""
 
     prompt_tokens: int
     tokens: tuple[int, ...]
@@ -62,26 +59,40 @@ class Answer:
         }
 
 
-def answer(
-    text_model: TextModel, question: Question, decoding: Decoding, show: Callable[[int], None]
-) -> Answer:
-    """The text that follows a prompt; `show` sees each token as it comes."""
-    prompt, new_tokens = question.tokens, question.new_tokens
-    counts, tokens, ended = Counts(), [], False
-    started = time.monotonic()
-    model = text_model.start_text(len(prompt) + new_tokens - 1)  # the last one is never read
-    first = last = started
-    steps = -1
-    for token in decoding(model, prompt, counts):
-        last = time.monotonic()
-        first = last if steps < 0 else first
-        steps += 1
-        ended = token in text_model.ends
-        if ended:
-            break
-        tokens.append(token)
-        show(token)
-        if len(tokens) == new_tokens:
-            break
-    limit = None if ended else question.limit
-    return Answer(len(prompt), tuple(tokens), limit, first - started, last - first, steps, counts)
+class Writing:
+    """An answer while it is made, token by token."""
+
+    def __init__(
+        self, question: Question, ends: frozenset[int], show: Callable[[int], None]
+    ) -> None:
+        """ends: tokens that end a text. show: sees each token of the answer as it comes."""
+        self._question, self._ends, self._show = question, ends, show
+        self._tokens: list[int] = []
+        self._ended = False
+        self._started = self._first = self._last = time.monotonic()
+        self._steps = -1
+
+    def push(self, token: int) -> bool:
+        """Take the next token; returns whether the text goes on."""
+        self._last = time.monotonic()
+        if self._steps < 0:
+            self._first = self._last
+        self._steps += 1
+        self._ended = token in self._ends
+        if self._ended:
+            return False
+        self._tokens.append(token)
+        self._show(token)
+        return len(self._tokens) < self._question.new_tokens
+
+    def answer(self, counts: Counts | None = None) -> Answer:
+        """counts: of the decoding; None where each step is a pass."""
+        return Answer(
+            len(self._question.tokens),
+            tuple(self._tokens),
+            None if self._ended else self._question.limit,
+            self._first - self._started,
+            self._last - self._first,
+            self._steps,
+            Counts(self._steps) if counts is None else counts,
+        )

@@ -17,7 +17,7 @@ from parallel.files.shown import printable
 from trainer.data.text_stream import TextStream
 from trainer.generate.answer import Answer
 from trainer.generate.question import Question
-from trainer.generate.report import as_json, in_words
+from trainer.generate.report import all_in_words, as_json, in_words
 from trainer.generate.text_model import TextModel
 from trainer.io.terminal import plain_console
 
@@ -43,7 +43,8 @@ class TextOutput:
     def __init__(self, text_model: TextModel, echo: bool, count: int) -> None:
         """echo: print the prompt before its text. count: of prompts, numbered if more than one."""
         self._text_model, self._echo, self._count = text_model, echo, count
-        self._number = 0
+        self._number = self._new_tokens = 0
+        self._begun = time.monotonic()
         self._stream = TextStream(text_model.tokenizer)
 
     def start(self, question: Question) -> None:
@@ -62,6 +63,10 @@ class TextOutput:
     def finish(self, question: Question, made: Answer, plain: Answer | None) -> None:
         _write(self._stream.end() + "\n")
         print(in_words(made, plain, self._text_model.longest), file=sys.stderr, flush=True)
+        self._new_tokens += len(made.tokens)
+        if self._number == self._count > 1:
+            seconds = time.monotonic() - self._begun
+            print(all_in_words(self._count, self._new_tokens, seconds), file=sys.stderr, flush=True)
 
 
 class JsonOutput:

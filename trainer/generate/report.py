@@ -50,6 +50,12 @@ def in_words(made: Answer, plain: Answer | None, longest: int | None) -> str:
     return "; ".join(words)
 
 
+def all_in_words(texts: int, new_tokens: int, seconds: float) -> str:
+    """One line on several texts."""
+    rate = f"{new_tokens / seconds:,.1f} tokens/s"
+    return f"all {texts} prompts: {_tokens(new_tokens, 'new ')} in {seconds:.2f} s, {rate}"
+
+
 def _tokens(count: int, kind: str = "") -> str:
     return f"{count:,} {kind}token{'s' * (count != 1)}"
 

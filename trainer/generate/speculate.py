@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.generate.cached_model import CachedModel
-from trainer.generate.choose import most_likely, require_finite
+from trainer.generate.choose import most_likely
 from trainer.generate.decode import Counts
 
 # Logits closer to each other than this x machine epsilon x the larger are a tie: passes over more
@@ -49,7 +49,7 @@ class Drafter:
             first = last - len(hidden_TD)
             model.truncate(first, depth)
             hidden_TD = model.mtp_hidden(depth, hidden_TD, known[first + depth : last + depth])
-            known.append(most_likely(model.logits(hidden_TD[-1:])[0]))
+            known += most_likely(model.logits(hidden_TD[-1:]))
             # The last that saw no draft is at position last - depth.
             settled = last - depth - first
             waiting.append(hidden_TD[settled : settled + 1] if settled >= 0 else hidden_TD[:0])
@@ -64,20 +64,19 @@ def speculate(model: CachedModel, prompt: Sequence[int], counts: Counts) -> Iter
     """
     drafter, tokens = Drafter(model), list(prompt)
     counts.offered, counts.accepted = [0] * model.mtp_depth, [0] * model.mtp_depth
-    for hidden_TD in model.read(prompt):
+    for _, _, hidden_TD in model.read([prompt]):
         if model.length < len(prompt):
             drafter.draft(hidden_TD, tokens[: model.length + 1])
-    token = most_likely(model.logits(hidden_TD[-1:])[0])
+    [token] = most_likely(model.logits(hidden_TD[-1:]))
     as_decoded = len(prompt)  # tokens in the caches as `decode` has them
     while True:
         yield token
         tokens.append(token)
         drafts = drafter.draft(hidden_TD, tokens)[: model.positions - len(tokens)]
-        hidden_TD = model.hidden([token, *drafts])
+        hidden_TD = model.hidden([[token, *drafts]])
         counts.forwards += 1
         logits_TV = model.logits(hidden_TD)
-        require_finite(logits_TV)
-        choices = logits_TV.argmax(-1).tolist()
+        choices = most_likely(logits_TV)
         held = _leading_equal(drafts, choices)
         tie = _first_tie(logits_TV[: held + 1])
         if tie is not None:
@@ -97,9 +96,10 @@ def _decide(model: CachedModel, tokens: Sequence[int], as_decoded: int, counts: 
     """The choice after `tokens`, which are read one by one after the first `as_decoded`."""
     model.truncate(as_decoded)
     for token in tokens[as_decoded:]:
-        last_1D = model.hidden([token])
+        last_1D = model.hidden([[token]])
         counts.forwards += 1
-    return most_likely(model.logits(last_1D)[0])
+    [choice] = most_likely(model.logits(last_1D))
+    return choice
 
 
 def _leading_equal(drafts: Sequence[int], choices: Sequence[int]) -> int:

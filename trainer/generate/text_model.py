@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from parallel.files.shown import shown
-from parallel.ops.ops import Ops
 from parallel.ops.precision import Precision
 from trainer.checkpoint.hf.companions import GENERATION_FILE
 from trainer.checkpoint.hf.conversion import checked_model
@@ -21,7 +20,7 @@ from trainer.config.schema import ModelConfig
 from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainer.data.tokens import ByteTokenizer, Tokenizer
 from trainer.errors import CheckpointError, ConfigError
-from trainer.generate.cached_model import CachedModel, cached_part, start_text
+from trainer.generate.cached_model import CachedModel, cached_part, start_texts
 from trainer.io.json_object import read_json_object
 from trainer.model.part import ModelPart
 
@@ -69,12 +68,15 @@ class TextModel:
             )
         return min(usual, left) if wanted is None else wanted
 
-    def require_memory(self, positions: int) -> None:
-        """Raise ConfigError where the caches of such a text are larger than all memory."""
+    def cache_bytes(self, positions: int) -> int:
+        """What the caches of a text of so many tokens take."""
         c, layers = self.model.attention, self.model.layers + self.model.mtp.depth
         numbers = layers * (c.kv_lora_rank + c.rope_head_dim) + 2 * c.rope_head_dim
-        needed = positions * numbers * self.part.embed_tokens.weight.element_size()
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return positions * numbers * self.part.embed_tokens.weight.element_size()
+
+    def require_memory(self, positions: int) -> None:
+        """Raise ConfigError where the caches of such a text are larger than all memory."""
+        needed, memory = self.cache_bytes(positions), machine_memory()
         if needed > memory:
             raise ConfigError(
                 f"prompt and new text of {positions:,} tokens need {needed / 1e9:,.1f} GB, "
@@ -82,9 +84,15 @@ class TextModel:
                 "--max-new-tokens"
             )
 
-    def start_text(self, positions: int) -> CachedModel:
-        """An empty text of up to `positions` tokens; the one before ends."""
-        return start_text(self.part, self.model, positions, self.tokenizer.vocabulary_size)
+    def start_texts(self, positions: int, slots: int = 1) -> CachedModel:
+        """Room for `slots` texts of up to `positions` tokens; those before end."""
+        vocabulary = self.tokenizer.vocabulary_size
+        return start_texts(self.part, self.model, positions, slots, vocabulary)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def load_text_model(
@@ -107,7 +115,7 @@ def load_text_model(
     if not with_mtp:
         model = replace(model, mtp=replace(model.mtp, depth=0))
     first, lone, ends = _special_tokens(checkpoint, chosen, model)
-    part = cached_part(model, Ops(Precision(dtype, dtype)))
+    part = cached_part(model, Precision(dtype, dtype))
     load_part(part, model, checkpoint, True, progress)
     longest = checkpoint.config.get("max_position_embeddings")
     return TextModel(part, model, chosen, first, lone, ends, longest)
