@@ -24,8 +24,7 @@ class Recomputed:
         self.function = function
         self._inputs: tuple[Any, ...] = ()
         self._outputs: list[GradientEdge | None] = []  # of the second time, in its graph
-        self._storages: list[UntypedStorage] = []
-        self._freed: list[bool] = []
+        self._storages: list[UntypedStorage | None] = []  # of its outputs; None for one that stays
 
     def __call__(self, *inputs: Any) -> Any:
         """Run it, keeping no graph but one node."""
@@ -41,10 +40,10 @@ class Recomputed:
     def release(self, kept: Sequence[Tensor]) -> None:
         """Free the outputs, except for what they share with the inputs and with `kept`."""
         others = (*kept, *(value for value in self._inputs if isinstance(value, Tensor)))
-        addresses = {other.untyped_storage().data_ptr() for other in others}
-        self._freed = [s.data_ptr() not in addresses for s in self._storages]
-        for storage, freed in zip(self._storages, self._freed):
-            if freed:
+        stay = {other.untyped_storage().data_ptr() for other in others}
+        self._storages = [None if s is None or s.data_ptr() in stay else s for s in self._storages]
+        for storage in self._storages:
+            if storage is not None:
                 storage.resize_(0)
 
     def restore(self) -> None:
@@ -52,9 +51,9 @@ class Recomputed:
         self._inputs = tuple(_leaf(value) for value in self._inputs)
         with torch.enable_grad():
             outputs = as_tuple(self.function(*self._inputs))
-        for storage, freed, output in zip(self._storages, self._freed, outputs):
+        for storage, output in zip(self._storages, outputs):
             source = output.untyped_storage()
-            if freed and storage.nbytes() == 0 and source.nbytes():
+            if storage is not None and storage.nbytes() == 0:
                 # Storage to storage, so that views and saved tensors see it, and no version moves.
                 storage.resize_(source.nbytes())
                 storage.copy_(source)
