@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from trainer.bench.asked import add_options, read
 from trainer.config.parse import config_parser
-from trainer.io.count_progress import count_progress
 from trainer.run.exit import guarded
 from trainer.run.local_ranks import limit_threads
 
@@ -29,6 +28,7 @@ examples:
   python launch/benchmark.py --against plain --width 64 128 256
   python launch/benchmark.py --against torch-pipelining --ranks 4 --micro-batches 16 --width 256
   python launch/benchmark.py --against one-process --config configs/cpu_4proc.yaml --runs 4
+  python launch/benchmark.py --against generate --size 1.7M 12M --batch 1 8
   python launch/benchmark.py --against needed-bytes
 
 Both sides start from the same weights and read the same random tokens, in micro-batches of the same
@@ -45,6 +45,8 @@ torch-pipelining: the same eight layers in a pipeline of --ranks processes here,
 and by torch's schedules, which take the plain modules; times until the last rank is done.
 one-process: the config's processes on this machine beside one process with a thread for each core;
 whole runs of --steps steps take turns.
+generate: greedy texts of random prompts from one exported checkpoint, beside transformers'
+generate; a step makes a batch of texts, which must be the same.
 needed-bytes: what the tape holds of an MoE layer between forward and backward, for three settings
 of recompute, beside what the backward has to read, at DeepSeek-V3's size; eight processes.
 docs/benchmarks.md says more.
@@ -63,8 +65,7 @@ def _main(arguments: Sequence[str]) -> None:
     limit_threads()
     from trainer.bench.measure import measure  # imports torch
 
-    with count_progress("steps") as progress:
-        found = measure(asked, progress)
+    found = measure(asked)
     if asked.json:
         print(json.dumps(found.json, indent=2))
     else:

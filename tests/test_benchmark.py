@@ -91,7 +91,8 @@ def test_the_engine_and_plain_modules_have_the_same_gradients(
     options += ("--data.sequence_length", "8", "--precision.parameters", "float64")
     report = measured(capsys, "--against", "plain", *options, "--steps", "2", "--warmup", "0")
     require_figures(report, 2)
-    assert [case["name"] for case in report["cases"]] == ["width 32", "width 64"]
+    names = [case["name"] for case in report["cases"]]
+    assert names == ["width 32", "width 32, kernels", "width 64", "width 64, kernels"]
     for case in report["cases"]:
         found = {one["what"]: one["difference"] for one in case["agreements"]}
         assert found["losses"] < 1e-12 and found["gradients"] < 1e-11
@@ -117,13 +118,24 @@ def test_several_processes_and_one_train_the_same(
     tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--config", tiny, "--mesh.pipeline", "2", "--runs", "2")
-    options += ("--precision.parameters", "float64", "--steps", "2", "--warmup", "1")
+    options += ("--precision.parameters", "float64", "--steps", "1", "--warmup", "1")
     report = measured(capsys, "--against", "one-process", *options)
-    require_figures(report, 4)  # two runs of two steps
+    require_figures(report, 2)  # two runs of one step
     (case,) = report["cases"]
     ours, theirs = case["sides"]
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-12)
-    assert len(ours["losses"]) == 3 and ours["name"].startswith("processes 2")
+    assert len(ours["losses"]) == 2 and ours["name"].startswith("processes 2")
+
+
+def test_both_sides_generate_the_same_texts(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--config", tiny, "--batch", "1", "3", "--prompt-tokens", "5", "--new-tokens", "8")
+    options += ("--precision.parameters", "float64", "--steps", "2", "--warmup", "0")
+    report = measured(capsys, "--against", "generate", *options)
+    require_figures(report, 2)
+    assert [case["tokens_per_step"] for case in report["cases"]] == [8, 24]
+    for case in report["cases"]:
+        (agreement,) = case["agreements"]
+        assert agreement == {"what": "texts", "difference": 0.0, "allowed": 0.0}
 
 
 def test_what_is_allocated_is_counted_until_it_is_freed() -> None:
@@ -197,6 +209,7 @@ PLAIN = ("--against", "plain", "--width", "64")
         (("--against", "float64", "--memory"), "--memory has no effect with --against float64"),
         ((*PLAIN, "--ranks", "2"), "--ranks has no effect with --against plain"),
         (("--against", "torch-pipelining", "--micro-batches", "6"), "micro_batches"),
+        (("--against", "generate", "--batch", "0"), "--batch must be a whole number of 1 or more"),
         (("--against", "one-process"), "give --config configs/cpu_4proc.yaml"),
         (("--against", "torch-pipelining", "--ranks", "1"), "several processes: give --ranks"),
         (("--against", "torch-pipelining", "--ranks", "999"), "999 processes"),

@@ -10,7 +10,9 @@ from trainer.bench.against import (
     against_transformers,
     memory_against_transformers,
 )
-from trainer.bench.asked import PRECISIONS, USUAL_WIDTHS, Asked
+from trainer.bench.asked import Asked
+from trainer.bench.comparisons import PRECISIONS, USUAL_WIDTHS
+from trainer.bench.generation import against_generate
 from trainer.bench.one_process import against_one_process
 from trainer.bench.plain import against_plain
 from trainer.bench.report import Printed, printed
@@ -20,13 +22,23 @@ from trainer.bench.torch_pipelining import against_torch_pipelining
 from trainer.bench.transformers_way import require_transformers
 from trainer.bench.turns import OnProgress, Turns
 from trainer.config.schema import Config
+from trainer.io.count_progress import count_progress
+
+WHAT = {"one-process": "runs", "needed-bytes": "settings"}
 
 
-def measure(asked: Asked, progress: OnProgress) -> Printed:
+def measure(asked: Asked) -> Printed:
     """Raises RunError where the two sides do not compute the same."""
-    if asked.against == "needed-bytes":
-        (config,) = asked.cases.values()
-        return held.printed(held.held_by_tape(config, progress))
+    if asked.against == "torch-pipelining":  # its first rank shows how far it is
+        return _compared(asked, lambda done, total: None)
+    with count_progress(WHAT.get(asked.against, "steps")) as progress:
+        if asked.against == "needed-bytes":
+            (config,) = asked.cases.values()
+            return held.printed(held.held_by_tape(config, progress))
+        return _compared(asked, progress)
+
+
+def _compared(asked: Asked, progress: OnProgress) -> Printed:
     if asked.against in ("transformers", "generate"):
         require_transformers()
     turns = Turns(asked.steps, asked.warmup)
@@ -50,6 +62,8 @@ def _cases(
 ) -> list[Case]:
     if asked.against in PRECISIONS:
         return against_precision(name, config, PRECISIONS[asked.against], turns, progress)
+    if asked.against == "generate":
+        return against_generate(name, config, asked.texts, turns, progress)
     if asked.against == "one-process":
         return against_one_process(name, config, turns, asked.runs, progress)
     if asked.against == "torch-pipelining":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Printed:
 
     def show(self) -> None:
         # As wide as the table is, where the output is a file.
-        console = Console() if Console().is_terminal else Console(width=150)
+        console = Console() if Console().is_terminal else Console(width=100)
         console.print(self.table)
         for line in (*self.lines, about_machine()):
             console.print(line, highlight=False)
@@ -40,12 +41,7 @@ def printed(report: Report) -> Printed:
         "cases": [_case(report, case) for case in report.cases],
         "notes": list(report.notes),
     }
-    agree = (
-        f"{case.name}: {found.what} agree to {found.difference:.1e}"
-        for case in report.cases
-        for found in case.agreements
-    )
-    return Printed(json, _table(report), (*agree, *report.notes))
+    return Printed(json, _table(report), tuple(_lines(report)))
 
 
 def _table(report: Report) -> Table:
@@ -53,34 +49,39 @@ def _table(report: Report) -> Table:
     table = Table(title=f"Tandem against {report.against}")
     table.add_column("case")
     table.add_column("side")
-    columns = ["s/step", "processor s", "tokens/s", *(["peak MiB"] if with_memory else [])]
-    for column in (*columns, report.ratio, "by processor"):
-        table.add_column(column, justify="right")
+    for column in ("s/step", "processor s", "tokens/s", *(["peak MiB"] if with_memory else [])):
+        table.add_column(column, justify="right", no_wrap=True)
     for case in report.cases:
         for side in case.sides:
-            table.add_row(*_row(report, case, side, with_memory))
+            row = [case.name if side is case.ours else "", side.name]
+            row += [_shown(side.wall), _shown(side.cpu), f"{case.tokens / side.wall.median:,.0f}"]
+            if with_memory:
+                row.append(f"{side.memory.peak:,.0f}" if side.memory else "")
+            table.add_row(*row)
         table.add_section()
-    table.caption = (
-        f"medians (quartiles); {report.ratio} of Tandem over that of the other side, by the clock "
-        "and by processor time, each step over the one taken beside it"
-    )
+    table.caption = "medians, and half the distance of the quartiles"
     return table
-
-
-def _row(report: Report, case: Case, side: Side, with_memory: bool) -> list[str]:
-    ours = side is case.ours
-    row = [case.name if ours else "", side.name, _shown(side.wall), _shown(side.cpu)]
-    row.append(f"{case.tokens / side.wall.median:,.0f}")
-    if with_memory:
-        row.append(f"{side.memory.peak:,.0f}" if side.memory else "")
-    for clock in CLOCKS:
-        row.append(_shown(report.ratio_of(case, clock)) if ours else "1")
-    return row
 
 
 def _shown(spread: Spread) -> str:
     low, high = spread.quartiles
-    return f"{spread.median:.3f} ({low:.3f}-{high:.3f})"
+    return f"{spread.median:.3f} ±{(high - low) / 2 / spread.median:.0%}"
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield f"{report.ratio} of Tandem over that of the other side (quartiles), step by step:"
+    for case in report.cases:
+        wall, cpu = (report.ratio_of(case, clock) for clock in CLOCKS)
+        yield f"  {case.name}: {_ratio(wall)} by the clock, {_ratio(cpu)} by processor time"
+    for case in report.cases:
+        agree = (f"{found.what} to {found.difference:.1e}" for found in case.agreements)
+        yield f"{case.name}: the sides agree, {', '.join(agree)}"
+    yield from report.notes
+
+
+def _ratio(spread: Spread) -> str:
+    low, high = spread.quartiles
+    return f"{spread.median:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _case(report: Report, case: Case) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from parallel.ranks.forked import run_ranks
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
-from trainer.bench.asked import IN_BOTH, with_schedule
+from trainer.bench.comparisons import IN_BOTH, with_schedule
 from trainer.bench.engine import engine_gradients, engine_step
 from trainer.bench.results import (
     ROUNDING,

@@ -131,7 +131,7 @@ def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
     """An error of the parser as one line that says what to write instead."""
     line = " ".join(str(error).split())
     if value := re.fullmatch(r"argument --(\S+): (must be .*)", line):
-        return f"{value[1]} {value[2]}"
+        return f"{'' if '.' in value[1] else '--'}{value[1]} {value[2]}"
     if missing := re.fullmatch(r"argument (--\S+): expected one argument", line):
         return f"{missing[1]} needs a value"
     unknown = re.fullmatch(r"unrecognized arguments: (-- )?(\S+).*", line)
