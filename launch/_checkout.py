@@ -12,3 +12,4 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from trainer.run import startup  # noqa: E402
 
 startup.handle_signals(Path(sys.argv[0]).stem)
+startup.keep_freed_memory()

@@ -24,7 +24,7 @@ from parallel.tape.weight_gradients import WeightGradients
 @dataclass(frozen=True)
 class Ops:
     """precision: of the weights that it makes. deferred: where the backward of a product leaves
-    its weight gradient; the tape of the micro-batch takes it from there, segment by segment."""
+    its weight gradient; the tape of the micro-batch takes it from there, region by region."""
 
     precision: Precision = field(default_factory=Precision)
     deferred: WeightGradients = field(default_factory=WeightGradients)

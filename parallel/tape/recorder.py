@@ -32,9 +32,9 @@ class Event:
     """One thing that a pass did.
 
     label: the pass, "F", "B", "I" or "W", as `paired` writes it inside an overlapped pair.
-    what: "compute" a segment, "weights" queued weight gradients, "recompute" a segment rerun,
+    what: "compute" a region, "weights" queued weight gradients, "recompute" what a region freed,
     "start" a collective, "wait" for it (the exposed time), "flight" from start to completion.
-    name: of the segment or of the collective.
+    name: of the collective, or after which one the region comes.
     """
 
     label: str

@@ -80,8 +80,8 @@ class StepTimes:
     """Where the mean step of one mode went, in seconds.
 
     all_to_alls: by where they ran and their kind. messages: waited for messages of the pipeline, by
-    kind. computing: inside segments and weight gradients. elsewhere: neither computing nor waiting
-    in the pipeline: reduction of the gradients, optimizer, Python between the segments.
+    kind. computing: the regions of the tape and weight gradients. elsewhere: neither computing nor
+    waiting in the pipeline: reduction of the gradients, optimizer, Python around the passes.
     """
 
     all_to_alls: dict[Where, dict[str, Times]]

@@ -1,6 +1,6 @@
 """A stage that sleeps instead of computing, so that many ranks fit few cores.
 
-It is a stage like any other: its segments, exchanges and deferred weight gradients are the tape's,
+It is a stage like any other: its regions, exchanges and deferred weight gradients are the tape's,
 its tensors travel between ranks, and the executor cannot tell the difference.
 """
 
