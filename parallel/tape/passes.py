@@ -9,7 +9,8 @@ each pass computes while the other's collective is in flight, on one host thread
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TypeAlias, TypeVar
+from types import GeneratorType
+from typing import Any, TypeAlias, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -46,3 +47,13 @@ def interleave(first: Pass[A], second: Pass[B]) -> tuple[A, B]:
             other.close()
         raise
     return results[id(first)], results[id(second)]  # type: ignore[return-value]
+
+
+def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
+    """Raise TypeError for a pass among tensors, which somebody has forgotten to run."""
+    for value in values:
+        if isinstance(value, GeneratorType):
+            raise TypeError(
+                f"{name}: the pass {value.gi_code.co_qualname} is never run: "
+                "write `yield from` in front of the call that makes it"
+            )

@@ -8,22 +8,35 @@ something will read it, in the forward or in the backward, and no longer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from parallel.tape.collective import Collective
 from parallel.tape.recompute import Recomputed
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What leads from one region to the next. sent: how many of the tensors that left; the others
+    went across."""
+
+    name: str
+    collective: Collective
+    sent: int
+
+
 class Region:
-    """name: what it follows. layer: of the model, in which it ends. recomputed: calls whose outputs
-    are to be restored before its backward. gradients: of what entered, after the backward; None
-    where nothing depends on it."""
+    """name: what it follows. exchange: that it ends with, if any. layer: of the model, in which it
+    ends. recomputed: calls whose outputs are to be restored before its backward. gradients: of what
+    entered, after the backward; None where nothing depends on it."""
 
     def __init__(self, name: str) -> None:
         self.name, self.layer = name, ""
+        self.exchange: Exchange | None = None
         self.recomputed: list[Recomputed] = []
         self.gradients: tuple[Tensor | None, ...] = ()
         self._shapes: tuple[Tensor, ...] = ()
@@ -41,10 +54,16 @@ class Region:
         start = torch.empty(0, requires_grad=True)
         return _Enter.apply(start, self, *(value.detach() for value in values))
 
-    def leave(self, values: Sequence[Tensor], layer: str, recomputed: list[Recomputed]) -> None:
-        """The region ends with `values`, in this layer."""
+    def leave(
+        self,
+        values: Sequence[Tensor],
+        exchange: Exchange | None,
+        layer: str,
+        recomputed: list[Recomputed],
+    ) -> None:
+        """The region ends, and `values` leave it."""
         self._left = [get_gradient_edge(v) if v.requires_grad else None for v in values]
-        self.layer, self.recomputed = layer, recomputed
+        self.exchange, self.layer, self.recomputed = exchange, layer, recomputed
 
     def add_loss(self, value: Tensor, weight: float) -> None:
         """The backward starts from this scalar, too."""

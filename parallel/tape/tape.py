@@ -23,17 +23,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallel.tape.collective import Collective, Pending
-from parallel.tape.passes import Pass
+from parallel.tape.passes import Pass, require_no_pass
 from parallel.tape.recompute import Recomputed, Release
 from parallel.tape.recorder import Recorder, Silence, What
-from parallel.tape.region import Region
+from parallel.tape.region import Exchange, Region
 from parallel.tape.weight_gradients import WeightGradients
 
 
@@ -51,15 +50,6 @@ class Loss:
 
     name: str
     value: Tensor
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """What led from one region to the next. sent: how many tensors, the rest went across."""
-
-    name: str
-    collective: Collective
-    sent: int
 
 
 @dataclass
@@ -85,7 +75,6 @@ class Tape:
     tallies: dict[str, Tensor] = field(default_factory=dict)
     layer: str = ""
     _regions: list[Region] = field(default_factory=list)
-    _exchanges: list[_Exchange] = field(default_factory=list)
     _computing: AbstractContextManager[None] = field(default_factory=nullcontext)
     _recomputed: list[Recomputed] = field(default_factory=list)
     _recomputing: bool = False
@@ -119,10 +108,8 @@ class Tape:
         across: what was computed before the exchange and is read after it.
         """
         require_no_pass(name, (*tensors, *across))
-        self._leave((*tensors, *across))
+        self._leave((*tensors, *across), Exchange(name, collective, len(tensors)))
         pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
-        if self.training:
-            self._exchanges.append(_Exchange(name, collective, len(tensors)))
         del tensors  # so that what was sent dies when it has arrived
         yield
         return self._enter(f"after {name}", (*self._wait(name, pending), *across))
@@ -183,8 +170,8 @@ class Tape:
                 region.backward(gradients)
             self.weight_gradients.take(self.deferred)
             of_entered = region.gradients
-            if self._exchanges:
-                gradients = yield from self._reverse(self._exchanges.pop(), region, timing)
+            if self._regions:
+                gradients = yield from self._reverse(region, timing)
         return of_entered[0] if of_entered else None
 
     def drain_weight_gradients(self) -> None:
@@ -197,16 +184,16 @@ class Tape:
         """Whether there is anything that the weight gradients of this region had better follow."""
         if timing is WeightTiming.LATER:
             return True
-        if self._exchanges:
+        if self._regions:
             return timing is WeightTiming.WHILE_IN_FLIGHT
         return region.begins_with_values
 
-    def _reverse(
-        self, exchange: _Exchange, region: Region, timing: WeightTiming
-    ) -> Pass[Sequence[Tensor | None]]:
+    def _reverse(self, region: Region, timing: WeightTiming) -> Pass[Sequence[Tensor | None]]:
         """From the gradients of what entered `region` to those of what left the one before."""
-        name, before = exchange.name, self._regions[-1]
-        self.layer = before.layer
+        before = self._regions[-1]
+        exchange = before.exchange
+        assert exchange is not None  # there is a region after it
+        self.layer, name = before.layer, exchange.name
         wanted = before.wants_gradient[: exchange.sent]
         grads = tuple(region.gradient(i) for i, is_wanted in enumerate(wanted) if is_wanted)
         pending = self._start(name, exchange.collective.reversed(), grads)
@@ -230,10 +217,10 @@ class Tape:
         self._regions.append(Region(name))
         return self._regions[-1].enter(values)
 
-    def _leave(self, values: Sequence[Tensor]) -> None:
+    def _leave(self, values: Sequence[Tensor], exchange: Exchange | None = None) -> None:
         self._computing.__exit__(None, None, None)
         if self.training:
-            self._regions[-1].leave(values, self.layer, self._release(values))
+            self._regions[-1].leave(values, exchange, self.layer, self._release(values))
 
     def _release(self, kept: Sequence[Tensor]) -> list[Recomputed]:
         """Free what recomputed functions gave since the last release; the backward must restore it
@@ -270,13 +257,3 @@ class Tape:
     def _wait(self, name: str, pending: Pending) -> tuple[Tensor, ...]:
         with self._span("wait", name):
             return pending.wait()
-
-
-def require_no_pass(name: str, values: tuple[Any, ...]) -> None:
-    """Raise TypeError for a pass among tensors, which somebody has forgotten to run."""
-    for value in values:
-        if isinstance(value, GeneratorType):
-            raise TypeError(
-                f"{name}: the pass {value.gi_code.co_qualname} is never run: "
-                "write `yield from` in front of the call that makes it"
-            )
