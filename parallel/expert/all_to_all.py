@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.ranks.groups import started
+
 
 @dataclass
 class InFlight:
@@ -47,9 +49,11 @@ class AllToAll:
             for tensor in sent
         )  # fmt: skip
         works = [
-            dist.all_to_all_single(
-                into, tensor, list(self.receive_rows), list(self.send_rows), self.group,
-                async_op=True,
+            started(
+                dist.all_to_all_single(
+                    into, tensor, list(self.receive_rows), list(self.send_rows), self.group,
+                    async_op=True,
+                )
             )
             for into, tensor in zip(received, sent)
         ]  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.ranks.groups import make_groups
+from parallel.ranks.groups import make_groups, started
 from parallel.ranks.mesh import RankSet
 from parallel.schedule.lower import Channel, Message
 
@@ -99,13 +99,13 @@ class Transport:
         self._forget()
         buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         work = dist.irecv(buffer, self.ranks[message.source], group=self._group(message))
-        return Receive(_in_group(work), buffer)
+        return Receive(started(work), buffer)
 
     def send(self, message: Message, tensor: Tensor) -> None:
         """Start sending `tensor`, which must not change before `finish`."""
         tensor = tensor.contiguous()
         work = dist.isend(tensor, self.ranks[message.destination], group=self._group(message))
-        self._unreceived[message.source, message.destination].add(_in_group(work), tensor)
+        self._unreceived[message.source, message.destination].add(started(work), tensor)
         self._forget()
 
     def finish(self) -> None:
@@ -148,10 +148,3 @@ def channel_groups(
     }
     groups = make_groups(place, rank, timeout, backend)
     return {place[pair]: group for pair, group in groups.items()}
-
-
-def _in_group(work: dist.Work | None) -> dist.Work:
-    """The work of a message; torch gives none to a rank that is outside the group."""
-    if work is None:
-        raise ValueError("this rank is not in the process group of the channel")
-    return work

@@ -1,4 +1,7 @@
-"""Process groups: one for each set of ranks that talks, made in one order on all ranks."""
+"""Process groups: one for each set of ranks that talks, made in one order on all ranks.
+
+torch gives a rank that is outside of a group neither the group nor the work of its collectives.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,28 @@ def make_groups(
     return mine
 
 
-def patient_world(timeout: timedelta) -> dist.ProcessGroup | None:
-    """A second group of the whole world, for work that ranks do separately and that may take longer
-    than a collective in training; None where there is one process. Collective over the world."""
-    return _new_group(None, timeout) if dist.is_initialized() else None
+def patient_world(timeout: timedelta, backend: str | None = None) -> dist.ProcessGroup | None:
+    """Another group of the whole world, for work that ranks do separately and that may take longer
+    than a collective in training; None where there is one process. Collective over the world.
+
+    backend: that of the world when not given.
+    """
+    return _new_group(None, timeout, backend) if dist.is_initialized() else None
+
+
+def group_of_one(rank: int) -> dist.ProcessGroup:
+    """A group of this rank alone. Collective over the world, since the next groups count it."""
+    group = dist.new_group([rank], use_local_synchronization=True)
+    if not isinstance(group, dist.ProcessGroup):
+        raise ValueError(f"rank {rank} was given no group of itself")
+    return group
+
+
+def started(work: dist.Work | None) -> dist.Work:
+    """The work of a collective or a message that a member of its group has started."""
+    if work is None:
+        raise ValueError("a rank started a collective in a process group that it is not in")
+    return work
 
 
 def _new_group(

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.ranks.groups import started
 from parallel.reduce.bucket import Bucket
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
@@ -113,9 +114,11 @@ def _nothing() -> None:
     pass
 
 
-def _waiting(work: dist.Work, then: Finish = _nothing) -> Finish:
+def _waiting(work: dist.Work | None, then: Finish = _nothing) -> Finish:
+    in_flight = started(work)
+
     def finish() -> None:
-        work.wait()
+        in_flight.wait()
         then()
 
     return finish

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.ops.accumulate import set_gradient
+from parallel.ranks.groups import group_of_one
 from parallel.ranks.mesh import RankSet
 from parallel.reduce.bucket import Bucket
 from parallel.reduce.gradients import Gradients
@@ -80,7 +81,7 @@ class DeepSpeedAdamW:
             key = (-min(stages_of(name)), copies_of[name], parameters[name].ndim > 1)
             members.setdefault(key, []).append(name)
         chosen = sorted(members)
-        alone = dist.new_group([rank], use_local_synchronization=True)
+        alone = group_of_one(rank)
         param_groups = [
             {
                 "params": [parameters[name] for name in members[key]],

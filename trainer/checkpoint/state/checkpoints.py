@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
-
+from parallel.ranks.groups import patient_world
 from parallel.ranks.together import PeerError, gather, together
 from trainer.build.layout import Layout
 from trainer.checkpoint.state.index import About, Index, read_about, read_index
@@ -54,10 +53,8 @@ class Checkpoints:
         self._layout, self._run, self._text, self._wandb = layout, run, text, wandb
         self._config = layout.config.checkpoint
         self.first = layout.process.rank == 0
-        self._group: dist.ProcessGroup | None = None
-        if dist.is_initialized():
-            timeout = timedelta(seconds=layout.config.run.io_timeout)
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+        timeout = timedelta(seconds=layout.config.run.io_timeout)
+        self._group = patient_world(timeout, "gloo")
         self._writer = BackgroundWriter(layout.process.rank, self._group)
         self._last: int | None = None
 
