@@ -136,13 +136,14 @@ class _AllToAllRoute:
     def dispatch(
         self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
     ) -> Pass[tuple[Received, Tensor]]:
+        packed = self.pack(x_TD, weights_TK)
         received_R = self.counts()
         self._collective = AllToAll(
             self.group, tuple(self.sent_R.tolist()), tuple(received_R.tolist())
         )
-        x_ND, routing_N2K, across_TD = yield from tape.exchange(
-            "dispatch", self._collective, *self.pack(x_TD, weights_TK), across=(across_TD,)
-        )
+        exchange = tape.exchange("dispatch", self._collective, *packed, across=(across_TD,))
+        del packed  # so that it dies when it has arrived
+        x_ND, routing_N2K, across_TD = yield from exchange
         weights_NK, experts_NK = routing_N2K.chunk(2, dim=-1)
         return Received(x_ND, weights_NK, experts_NK.detach().long()), across_TD
 
