@@ -37,7 +37,7 @@ transformers' side is its model in the type of precision.parameters, torch's cli
 AdamW. It trains neither MTP modules nor the router bias, nor does it add a balance loss here: all
 three are off on both sides. On a CPU without instructions for bfloat16, Tandem multiplies in
 float32 and rounds, while products of transformers take a hundred times as long.
---memory compares twice: with all kept, and with what the keys of recompute say, or all of them,
+--memory compares twice: with all kept, and with what the keys of recompute say, or whole layers,
 computed again, beside transformers' gradient checkpointing.
 plain: eight layers without experts through the tape and the executor, beside the same layers as
 modules under ordinary autograd; forward and backward of 16 micro-batches, no optimizer.

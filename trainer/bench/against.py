@@ -8,7 +8,7 @@ is switched off on both sides: MTP modules, the balance loss and the moves of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from parallel.ranks.process import Process
@@ -69,7 +69,7 @@ def memory_against_transformers(
     name: str, config: Config, turns: Turns, progress: OnProgress
 ) -> list[Case]:
     """Beside transformers' step with the memory of both: all kept; and computed again in the
-    backward, by the config's keys of recompute or all of these, and by checkpointing."""
+    backward, by the config's keys of recompute or layer by layer, and by checkpointing."""
     config = comparable(config)
     kept = replace(config, recompute=RecomputeConfig())
     again = replace(config, recompute=recompute_of(config))
@@ -91,10 +91,9 @@ def memory_against_transformers(
 
 
 def recompute_of(config: Config) -> RecomputeConfig:
-    """What the config recomputes; everything where it recomputes nothing."""
-    if config.recompute != RecomputeConfig():
-        return config.recompute
-    return RecomputeConfig(**{field.name: True for field in fields(RecomputeConfig)})
+    """What the config recomputes; whole layers, as checkpointing does, where that is nothing."""
+    kept = RecomputeConfig()
+    return RecomputeConfig(layer=True) if config.recompute == kept else config.recompute
 
 
 def _compare(

@@ -19,6 +19,7 @@ from trainer.config.derived import mesh_of
 from trainer.config.schema import Config, MeshConfig
 from trainer.recipe.progress import Progress
 from trainer.run.local_ranks import cores, threads
+from trainer.run.startup import keep_freed_memory
 from trainer.run.step import Trainer
 
 
@@ -52,6 +53,7 @@ def _run(config: Config, count: int, turns: Turns) -> list[Timed]:
 
 
 def _rank(process: Process, config: Config, count: int, turns: Turns) -> list[Timed]:
+    keep_freed_memory()  # as launch/train.py does
     torch.set_num_threads(count)
     layout = build(config, process, torch.device("cpu"))
     trainer = Trainer(layout)

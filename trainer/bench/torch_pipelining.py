@@ -24,6 +24,7 @@ from trainer.bench.turns import Step, Turns, take_turns, timed_together
 from trainer.build.layout import build
 from trainer.config.schema import Config
 from trainer.io.count_progress import count_progress
+from trainer.run.startup import keep_freed_memory
 
 
 def against_torch_pipelining(name: str, config: Config, turns: Turns) -> list[Case]:
@@ -33,6 +34,7 @@ def against_torch_pipelining(name: str, config: Config, turns: Turns) -> list[Ca
 
 
 def _measure(process: Process, name: str, config: Config, turns: Turns) -> list[Case]:
+    keep_freed_memory()  # as launch/train.py does
     device = process.device(config.run.device)
     layouts = [build(with_schedule(config, schedule), process, device) for schedule in IN_BOTH]
     theirs = [TorchSide(layout) for layout in layouts]

@@ -12,6 +12,7 @@ from trainer.bench.turns import Step
 from trainer.build.layout import build
 from trainer.config.schema import Config
 from trainer.recipe.progress import Progress
+from trainer.run.startup import keep_freed_memory
 from trainer.run.step import Trainer
 
 
@@ -34,6 +35,7 @@ class Ours:
     config: Config
 
     def start(self) -> Step:
+        keep_freed_memory()  # as launch/train.py does
         process = Process()
         layout = build(self.config, process, process.device(self.config.run.device))
         trainer = Trainer(layout)
