@@ -70,7 +70,7 @@ class Case:
                 micro_batches=2 * pipeline,
                 overlap=self.overlap,
             ),
-            recompute=RecomputeConfig(*(self.recompute,) * 3),
+            recompute=self._recompute(),
             model=ModelConfig(
                 vocab_size=257,
                 layers=self.layers,
@@ -88,6 +88,11 @@ class Case:
             data=DataConfig(sequence_length=6, global_batch=16),
             optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0, clip=0.5),
         )  # fmt: skip
+
+    def _recompute(self) -> RecomputeConfig:
+        """Parts of layers; beside MTP, whole layers."""
+        again = self.recompute
+        return RecomputeConfig(norm=again, mla_up=again, swiglu=again, layer=again and self.mtp > 0)
 
 
 def run_cases(process: Process, cases: list[Case]) -> list[dict[str, Any]]:
