@@ -13,13 +13,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+_LARGE = 2**20  # multiplications from which on oneDNN saves more than it takes to find its kernel
+
 
 def linear_product(x: Tensor, weight_OI: Tensor) -> Tensor:
     """x [..., I] @ weight transposed -> [..., O], in the type of x."""
     weight_OI = weight_OI.to(x.dtype)
     if emulated(x):
         return linear_product(x.float(), weight_OI.float()).to(x.dtype)
-    if _by_onednn(x):
+    if _onednn_is_faster(x) and x.numel() * len(weight_OI) >= _LARGE:
         return torch.ops.mkldnn._linear_pointwise(x, weight_OI, None, "none", [], "")
     return torch.nn.functional.linear(x, weight_OI)
 
@@ -32,7 +34,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def add_product(into_OI: Tensor, grad_TO: Tensor, x_TI: Tensor) -> None:
     """into += grad transposed @ x, summed in the type of `into`."""
     if into_OI.dtype == grad_TO.dtype == x_TI.dtype:
-        if _by_onednn(x_TI):
+        if _onednn_is_faster(x_TI) and grad_TO.numel() * x_TI.shape[1] >= 2 * _LARGE:
             into_OI.add_(linear_product(grad_TO.t(), x_TI.t()))
         else:
             into_OI.addmm_(grad_TO.t(), x_TI)
@@ -54,13 +56,13 @@ def compiles_by_shape(x: Tensor) -> bool:
     """Whether products with x run by oneDNN, which compiles a kernel for every new shape: a tenth
     of a millisecond each, so that shapes had better be few."""
     native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and _cpu_has_bfloat16()
-    return native or _by_onednn(x)
+    return native or _onednn_is_faster(x)
 
 
-def _by_onednn(x: Tensor) -> bool:
-    """Whether this machine multiplies float32 twice as fast with oneDNN as with what torch calls by
-    itself, which is MKL: that uses AVX-512 on processors of its own maker only."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and _mkl_is_slow() and x.numel() > 0
+def _onednn_is_faster(x: Tensor) -> bool:
+    """Whether this machine multiplies float32 up to twice as fast with oneDNN as with what torch
+    calls by itself, which is MKL: that uses AVX-512 on processors of its own maker only."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _mkl_is_slow()
 
 
 @functools.cache
