@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_LARGE = 2**20  # multiplications from which on oneDNN saves more than it takes to find its kernel
+_LARGE = 2**22  # multiplications from which on oneDNN saves more than it takes to find its kernel
 
 
 def linear_product(x: Tensor, weight_OI: Tensor) -> Tensor:
