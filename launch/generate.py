@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--speculative", action="store_true", help="draft tokens with the MTP modules; greedy only")
     add("--compare", action="store_true", help="--speculative and plain: compare tokens and rates")
     add("--batch-size", type=int, metavar="N", help="at most N texts at once (what memory allows)")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="type to compute in")
+    types = ("float32", "float64", "bfloat16")
+    add("--dtype", choices=types, default="float32", help="type of weights and products (float32)")
     add("--tokenizer", metavar="PATH", help="tokenizer.json, or a folder with it (that of DIR)")
     add("--no-echo", action="store_true", help="print the new text without its prompt")
     add("--json", action="store_true", help="print one JSON object per prompt, no text as it comes")
@@ -112,6 +113,11 @@ def _check(options: argparse.Namespace) -> None:
             f"{drafts} makes drafts for one text at a time: leave out --batch-size "
             f"{options.batch_size}, or {drafts}"
         )
+    if drafts and options.dtype == "bfloat16":
+        raise ConfigError(
+            f"{drafts} needs choices that rounding does not change, which bfloat16 has too few "
+            f"digits for: leave out --dtype bfloat16, or {drafts}"
+        )
     if drafts and options.temperature:
         raise ConfigError(
             f"{drafts} is greedy: leave out --temperature {options.temperature}, or {drafts}"
@@ -119,8 +125,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    import torch
-
+    from parallel.ops.precision import PRECISIONS
     from trainer.generate.output import JsonOutput, Output, TextOutput
     from trainer.generate.prompts import read_prompts
     from trainer.generate.question import questions
@@ -139,7 +144,7 @@ def _run(options: argparse.Namespace) -> None:
         compare=options.compare,
         batch=options.batch_size,
     )
-    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    dtype = PRECISIONS[options.dtype].parameters
     with byte_progress("reading weights") as loading:
         text_model = load_text_model(
             options.checkpoint, options.tokenizer, dtype, method.speculative, loading

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from parallel.ops.ops import Ops
-from parallel.ops.precision import Precision
+from parallel.ops.precision import PRECISIONS, Precision
 from trainer.config.schema import (
     AttentionConfig,
     ModelConfig,
@@ -26,7 +26,7 @@ from trainer.config.schema import (
     MTPConfig,
     YarnConfig,
 )
-from trainer.generate import cached_model, few_tokens
+from trainer.generate import cached_model, inference_ops
 from trainer.generate.cached_model import CachedModel, cached_part, start_texts
 from trainer.generate.choose import Choose, NotFinite, Sampler, greedy, nucleus
 from trainer.generate.decode import Counts, decode
@@ -132,7 +132,7 @@ def read_in_chunks(model: CachedModel, tokens: list[int], chunk: int) -> Tensor:
 def test_cached_logits_are_the_uncached_ones_at_every_position(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few_tokens, "FEW", 4)  # so that a chunk below is of many
+    monkeypatch.setattr(inference_ops, "_LARGE", 0)  # so that products are large, from 8 rows on
     pair = twins(VARIANTS[name], dtype)
     tokens = random_tokens(LENGTH)
     expected_TV = pair.uncached.logits(pair.uncached.hidden(pair.pad(tokens)))
@@ -146,6 +146,25 @@ def test_cached_logits_are_the_uncached_ones_at_every_position(
     model.truncate(7)  # forget what was not of this text
     rest_TV = read_in_chunks(model, tokens[7:], 4)
     assert ((rest_TV - expected_TV[7:]).abs().amax(-1) / scale_T[7:]).max() < TOLERANCES[dtype]
+
+
+def test_bfloat16_loses_no_more_over_caches_than_without() -> None:
+    exact = twins(BASE, torch.float64, std=0.1)
+    narrow = cached_part(BASE, PRECISIONS["bfloat16"])
+    narrow.load_state_dict(exact.part.state_dict())
+    uncached = whole_model(BASE, Ops(PRECISIONS["bfloat16"]), LENGTH)
+    for part in (exact.part, exact.uncached.part, uncached):
+        part.load_state_dict(narrow.state_dict())  # weights that all types can hold
+    tokens = random_tokens(LENGTH)
+    model = start_texts(narrow, BASE, LENGTH)
+    assert model.caches[0].entries[0].dtype is torch.float32
+    expected_TV = exact.uncached.logits(exact.uncached.hidden(torch.tensor(tokens)))
+    without_TV = WholeModel(uncached).logits(WholeModel(uncached).hidden(torch.tensor(tokens)))
+    error_T, usual_T = (
+        (logits_TV - expected_TV).abs().amax(-1)
+        for logits_TV in (read_in_chunks(model, tokens, 5), without_TV)
+    )
+    assert 0 < error_T.median() < 2 * usual_T.median()
 
 
 class LargestResult(TorchFunctionMode):

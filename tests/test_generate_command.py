@@ -289,6 +289,7 @@ WRONG_OPTIONS = {
     "--temperature 0.7 --speculative": "--speculative is greedy: leave out --temperature 0.7",
     "--batch-size 0": "--batch-size must be 1 or more, got 0",
     "--batch-size 2 --compare": "one text at a time: leave out --batch-size 2, or --compare",
+    "--dtype bfloat16 --speculative": "leave out --dtype bfloat16, or --speculative",
     "--max-new-tokens 0": "--max-new-tokens must be 1 or more",
     "--max-new-tokens 40": "max_position_embeddings = 40 of config.json, which a run sets to its "
     "data.sequence_length: ask for at most 39",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.tape.tape import Tape
+from trainer.generate.inference_ops import InferenceOps
 from trainer.generate.latent_cache import Block, LayerCache
 from trainer.model.attention import MLA
 from trainer.model.options import LayerOptions
@@ -31,13 +32,15 @@ class CachedMLA(MLA):
 
     def __init__(self, options: LayerOptions) -> None:
         super().__init__(options)
-        c = self.config
+        assert isinstance(options.ops, InferenceOps)
+        c, self._ops = self.config, options.ops
         # Both projections down are one product; their weights are parts of one.
         query = self.q_proj if c.q_lora_rank is None else self.q_a_proj
         shared = self.kv_a_proj_with_mqa
         rows = [len(query.weight), len(shared.weight)]
         self._widths = [rows[0], c.kv_lora_rank, c.rope_head_dim]
-        self._down = self.ops.parameter(sum(rows), options.model.dim).data
+        self._query_widths = [c.nope_head_dim, c.rope_head_dim]
+        self._down = self._ops.parameter(sum(rows), options.model.dim).data
         for linear, weight in zip((query, shared), self._down.split(rows)):
             linear.weight = nn.Parameter(weight, requires_grad=False)
         both_HMC = self.kv_b_proj.weight.data.view(c.heads, -1, c.kv_lora_rank)
@@ -46,29 +49,34 @@ class CachedMLA(MLA):
         self._out = self.o_proj.weight.data
         self._query_up = None if c.q_lora_rank is None else self.q_b_proj.weight.data
 
-    def forward(self, tape: Tape, x_TD: Tensor) -> Tensor:
+    def forward(self, tape: Tape, n_TD: Tensor) -> Tensor:
         """Normalised x of the pass's new tokens [T, D] -> attention's output [T, D]."""
-        reading = self.cache.all.reading
-        linear = self.ops.linear
-        query, latent_TC, key_TR = linear(x_TD, self._down).split_with_sizes(self._widths, -1)
+        return self._ops.linear(self._look_up(n_TD), self._out)
+
+    def add_to(self, x_TD: Tensor, n_TD: Tensor) -> Tensor:
+        """x plus the attention's output for its normalised n."""
+        return self._ops.add_linear(x_TD, self._look_up(n_TD), self._out)
+
+    def _look_up(self, n_TD: Tensor) -> Tensor:
+        """The values that the heads find, [T, H V]."""
+        c, reading, linear = self.config, self.cache.all.reading, self._ops.linear
+        query, latent_TC, key_TR = linear(n_TD, self._down).split_with_sizes(self._widths, -1)
         if self._query_up is not None:
             query = linear(self.q_a_layernorm.forward(query), self._query_up)
-        key_T1R = turn(key_TR.unsqueeze(1), reading.rotation_T1R)
+        query_THN, query_THR = query.view(len(query), c.heads, -1).split_with_sizes(
+            self._query_widths, -1
+        )
+        rotary_TJR = self._ops.accurate(torch.cat([query_THR, key_TR.unsqueeze(1)], 1))  # J = H + 1
+        turn(rotary_TJR, reading.rotation_T1R)
+        query_THR, key_T1R = rotary_TJR.split_with_sizes([c.heads, 1], 1)
         self.cache.append(self.kv_a_layernorm.forward(latent_TC), key_T1R.squeeze(1))
-        query_THE = self._against_latents(query, reading.rotation_T1R)
+        query_HTC = torch.bmm(query_THN.transpose(0, 1), self._key_up_HNC)
+        query_THE = torch.cat([query_HTC.transpose(0, 1), query_THR], -1)
         blocks = [self._attend(query_THE, block) for block in reading.blocks]
         latent_THC = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        out_HTV = torch.bmm(latent_THC.transpose(0, 1), self._value_up_HCV)
-        return linear(out_HTV.transpose(0, 1).flatten(1), self._out)
-
-    def _against_latents(self, query: Tensor, rotation_T1R: Tensor) -> Tensor:
-        """Queries [T, H (N + R)] of the heads -> against what the cache holds, [T, H, E]."""
-        c = self.config
-        query_THN, query_THR = query.view(len(query), c.heads, -1).split_with_sizes(
-            [c.nope_head_dim, c.rope_head_dim], -1
-        )
-        query_HTC = torch.bmm(query_THN.transpose(0, 1), self._key_up_HNC)
-        return torch.cat([query_HTC.transpose(0, 1), turn(query_THR, rotation_T1R)], -1)
+        latent_HTC = latent_THC.to(n_TD.dtype).transpose(0, 1)
+        out_HTV = torch.bmm(latent_HTC, self._value_up_HCV)
+        return out_HTV.transpose(0, 1).flatten(1)
 
     def _attend(self, query_THE: Tensor, block: Block) -> Tensor:
         """What the block's tokens look up, [B N, H, C]: sums of the latents that each sees."""
@@ -84,8 +92,7 @@ class CachedMLA(MLA):
         return torch.bmm(weight_BQL, latent_BLC).view(B * N, H, -1)
 
 
-def turn(x_THR: Tensor, rotation_T1R: Tensor) -> Tensor:
-    """Pairs (x[2i], x[2i + 1]) of x, as complex numbers, times their rotation."""
+def turn(x_THR: Tensor, rotation_T1R: Tensor) -> None:
+    """Multiply pairs (x[2i], x[2i + 1]) of x, contiguous, as complex numbers, in place."""
     T, H, R = x_THR.shape
-    pairs = torch.view_as_complex(x_THR.view(T, H, R // 2, 2))
-    return torch.view_as_real(pairs * rotation_T1R).view(T, H, R)
+    torch.view_as_complex(x_THR.view(T, H, R // 2, 2)).mul_(rotation_T1R)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parallel.ops.precision import Precision
 from trainer.config.schema import ModelConfig
 from trainer.generate.cached_attention import CachedMLA
-from trainer.generate.few_tokens import for_few_tokens
+from trainer.generate.few_tokens import FewTokenNorm, for_few_tokens
 from trainer.generate.inference_ops import InferenceOps
 from trainer.generate.latent_cache import LatentCaches, LayerCache
 from trainer.model.part import ModelPart
@@ -151,13 +151,16 @@ def start_texts(
 
     def caches(layers: Sequence[int]) -> LatentCaches:
         shape = (slots, positions, c.kv_lora_rank + c.rope_head_dim)
-        made = LatentCaches([weight.new_empty(shape) for _ in layers], rotation_PR)
+        made = LatentCaches([rotation_PR.real.new_empty(shape) for _ in layers], rotation_PR)
         for index, layer in enumerate(layers):
             attention = part.layers[str(layer)].self_attn
             assert isinstance(attention, CachedMLA)
             attention.cache = LayerCache(made, index)
         return made
 
+    for norm in part.modules():
+        if isinstance(norm, FewTokenNorm):
+            norm.prepare()
     modules = [[model.layers + module] for module in range(model.mtp.depth)]
     groups = [range(model.layers), *modules]
     return CachedModel(WholeModel(part), tuple(map(caches, groups)), vocabulary or model.vocab_size)

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from parallel.ops.ops import Ops
-from parallel.ops.products import emulated, linear_product
+from parallel.ops.products import linear_product
+
+# Products of fewer rows or multiplications go to torch's own kernel without a question.
+_ROWS, _LARGE = 8, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,34 @@ class InferenceOps(Ops):
         return nn.Parameter(weight, requires_grad=False)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        if x.dtype is not weight.dtype or emulated(x):
+        if _large(x, weight):
             return linear_product(x, weight)
-        return nn.functional.linear(x, weight)
+        return self.small_linear(x, weight)
+
+    def small_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """As `linear`, by a kernel that starts at once for any number of rows."""
+        if _plain(x, weight):
+            return nn.functional.linear(x, weight)
+        return linear_product(x, weight)
+
+    def add_linear(self, into: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """`into` plus the product."""
+        if _plain(x, weight) and not _large(x, weight):
+            return torch.addmm(into, x, weight.t())
+        return into + linear_product(x, weight)
+
+    def accurate_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.linear(self.accurate(x), weight)
 
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
         return nn.functional.embedding(tokens, weight)
+
+
+def _large(x: Tensor, weight: Tensor) -> bool:
+    rows = x.shape[0]
+    return rows >= _ROWS and rows * weight.numel() >= _LARGE
+
+
+def _plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's own product is as fast as any on every machine."""
+    return x.dtype is weight.dtype and x.dtype is not torch.bfloat16

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ from torch import Tensor
 _CLEARED = 256
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Texts that read equally many tokens in a pass.
 
     rows: of the pass. slots: of the B texts; N: how many tokens each reads. L: the length of the
@@ -35,8 +35,7 @@ class Block:
     mask_BNL: Tensor
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """A pass: slot and position of each new token, its rotation (complex, one of each pair), and
     the blocks that attend together."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from parallel.files.shown import shown
-from parallel.ops.precision import Precision
+from parallel.ops.precision import Precision, accurate_type
 from trainer.checkpoint.hf.companions import GENERATION_FILE
 from trainer.checkpoint.hf.conversion import checked_model
 from trainer.checkpoint.hf.load import load_part
@@ -72,7 +72,7 @@ class TextModel:
         """What the caches of a text of so many tokens take."""
         c, layers = self.model.attention, self.model.layers + self.model.mtp.depth
         numbers = layers * (c.kv_lora_rank + c.rope_head_dim) + 2 * c.rope_head_dim
-        return positions * numbers * self.part.embed_tokens.weight.element_size()
+        return positions * numbers * self.part.options.ops.precision.accurate.itemsize
 
     def require_memory(self, positions: int) -> None:
         """Raise ConfigError where the caches of such a text are larger than all memory."""
@@ -115,7 +115,7 @@ def load_text_model(
     if not with_mtp:
         model = replace(model, mtp=replace(model.mtp, depth=0))
     first, lone, ends = _special_tokens(checkpoint, chosen, model)
-    part = cached_part(model, Precision(dtype, dtype))
+    part = cached_part(model, Precision(dtype, accurate_type(dtype)))
     load_part(part, model, checkpoint, True, progress)
     longest = checkpoint.config.get("max_position_embeddings")
     return TextModel(part, model, chosen, first, lone, ends, longest)
