@@ -1,6 +1,6 @@
 """Measure Tandem beside another way to do the same, in turns, in one run: a training step of
-transformers, our own in another precision or on one process, the same layers as plain modules, or
-in the pipelines of torch.distributed.pipelining.
+transformers, our own in another precision, compiled or on one process, the same layers as plain
+modules, or in the pipelines of torch.distributed.pipelining.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ examples:
   python launch/benchmark.py --against transformers --size 12M --memory
   python launch/benchmark.py --config configs/single.yaml --precision.parameters bfloat16 \\
       --against float32 --steps 20
+  python launch/benchmark.py --against compiled --size 1.7M 12M
   OMP_NUM_THREADS=1 python launch/benchmark.py --against transformers \\
       --precision.parameters bfloat16 --json
   python launch/benchmark.py --against plain --width 64 128 256
@@ -37,6 +38,7 @@ transformers' side is its model in the type of precision.parameters, torch's cli
 AdamW. It trains neither MTP modules nor the router bias, nor does it add a balance loss here: all
 three are off on both sides. On a CPU without instructions for bfloat16, Tandem multiplies in
 float32 and rounds, while products of transformers take a hundred times as long.
+compiled: our own step with run.compile; the first step compiles, and is not among those that count.
 --memory compares twice: with all kept, and with what the keys of recompute say, or whole layers,
 computed again, beside transformers' gradient checkpointing.
 plain: eight layers without experts through the tape and the executor, beside the same layers as

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from parallel.expert.sum_rows import sum_rows
 from parallel.ops.ops import Ops
-from parallel.ops.swiglu import weighted_swiglu
 from parallel.tape.tape import Tape
 
 
@@ -37,7 +36,7 @@ class GroupedExperts(nn.Module):
         x_PD, weight_P, row_P, ends_E = self.sort_by_expert(x_ND, weights_NK, experts_NK)
         gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, ends_E)
         act_PI = tape.compute(
-            weighted_swiglu, gate_up_P2I, weight_P, recompute=self.recompute_swiglu
+            self.ops.weighted_swiglu, gate_up_P2I, weight_P, recompute=self.recompute_swiglu
         )
         y_PD = self.ops.grouped_linear(act_PI, self.down_proj, ends_E)
         return sum_rows(y_PD, row_P, len(x_ND))

@@ -1,4 +1,4 @@
-"""Ops: every product of a model with its weights, and every weight it makes.
+"""Ops: every product of a model with its weights, every other kernel, and every weight it makes.
 
 One object stands between the layers and the numbers: it knows the types of the weights, which
 kernel multiplies with them, and where their gradients go. Layers are given one when they are made
@@ -16,7 +16,9 @@ from parallel.ops.attention import causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
 from parallel.ops.grouped import grouped_linear
+from parallel.ops.kernels import Kernels
 from parallel.ops.linear import linear
+from parallel.ops.norm import rms_norm
 from parallel.ops.precision import Precision
 from parallel.tape.weight_gradients import WeightGradients
 
@@ -24,10 +26,12 @@ from parallel.tape.weight_gradients import WeightGradients
 @dataclass(frozen=True)
 class Ops:
     """precision: of the weights that it makes. deferred: where the backward of a product leaves
-    its weight gradient; the tape of the micro-batch takes it from there, region by region."""
+    its weight gradient; the tape of the micro-batch takes it from there, region by region.
+    kernels: what is computed between products."""
 
     precision: Precision = field(default_factory=Precision)
     deferred: WeightGradients = field(default_factory=WeightGradients)
+    kernels: Kernels = field(default_factory=Kernels)
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """A weight, not set."""
@@ -64,6 +68,19 @@ class Ops:
     def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention, [B, H, S, N] each -> [B, H, S, V]; softmax in float32 or wider."""
         return causal_attention(query, key, value, scale)
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x [..., D] / rms(x) x weight, computed in float32 or wider, in the type of x."""
+        return rms_norm(x, weight_D, eps, self.kernels.rms_norm)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) x up, of one shape."""
+        return self.kernels.swiglu(gate, up)
+
+    def weighted_swiglu(self, gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
+        """silu(gate) x up x weight of the row, [P, I], in the type of gate_up, whose halves are
+        gate and up; the weight may be of a wider type, in which its gradient is summed."""
+        return self.kernels.weighted_swiglu(gate_up_P2I, weight_P)
 
 
 class Linear(nn.Module):

@@ -1,5 +1,5 @@
 """Two ways to take the same training step, in turns in one process: ours as configured, and either
-ours in another precision or that of transformers.
+ours in another precision or compiled, or that of transformers.
 
 Both start from the same weights and read the same random tokens. What transformers does not train
 is switched off on both sides: MTP modules, the balance loss and the moves of the router bias.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from parallel.ranks.process import Process
+from trainer.bench.comparisons import compiled
 from trainer.bench.results import Case, Memory, losses_agree, require_same, side_of
 from trainer.bench.step_memory import step_memory
 from trainer.bench.transformers_way import Transformers, exported
@@ -49,9 +50,19 @@ def against_precision(
     name: str, config: Config, other: PrecisionConfig, turns: Turns, progress: OnProgress
 ) -> list[Case]:
     """Beside our own step in another precision."""
-    config = comparable(config)
-    theirs = replace(config, precision=other)
-    pair, allowed = Pair(name, _ours(config), _ours(theirs)), max(map(_allowed, (config, theirs)))
+    return _against_ours(name, config, replace(config, precision=other), turns, progress)
+
+
+def against_compiled(name: str, config: Config, turns: Turns, progress: OnProgress) -> list[Case]:
+    """Beside our own step with compiled kernels."""
+    return _against_ours(name, config, compiled(config), turns, progress)
+
+
+def _against_ours(
+    name: str, config: Config, other: Config, turns: Turns, progress: OnProgress
+) -> list[Case]:
+    config, other = comparable(config), comparable(other)
+    pair, allowed = Pair(name, _ours(config), _ours(other)), max(map(_allowed, (config, other)))
     return _compare([pair], config, {}, allowed, turns, progress)
 
 
@@ -132,4 +143,6 @@ def _ways(pairs: Sequence[Pair]) -> list[Way]:
 
 
 def _ours(config: Config) -> Ours:
-    return Ours(f"Tandem, {config.precision.parameters}", config)
+    return Ours(
+        f"Tandem, {config.precision.parameters}" + ", compiled" * config.run.compile, config
+    )

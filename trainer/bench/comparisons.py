@@ -20,7 +20,7 @@ PRECISIONS: Mapping[str, PrecisionConfig] = {
 }
 READS: Mapping[str, frozenset[str]] = {
     "transformers": frozenset({"config", "size", "memory"}),
-    **dict.fromkeys(PRECISIONS, frozenset({"config", "size"})),
+    **dict.fromkeys((*PRECISIONS, "compiled"), frozenset({"config", "size"})),
     "plain": frozenset({"width"}),
     "torch-pipelining": frozenset({"width", "ranks", "micro_batches"}),
     "one-process": frozenset({"config", "runs"}),
@@ -45,6 +45,10 @@ def with_schedule(config: Config, schedule: Schedule) -> Config:
     return replace(config, pipeline=replace(config.pipeline, schedule=schedule))
 
 
+def compiled(config: Config) -> Config:
+    return replace(config, run=replace(config.run, compile=True))
+
+
 def require_fit(against: str, config: Config) -> None:
     """Raise ConfigError for a config that this comparison cannot run."""
     mesh = mesh_of(config)
@@ -52,6 +56,10 @@ def require_fit(against: str, config: Config) -> None:
         _require_dense(config.model)
     if against == "generate" and config.precision.parameters == "bfloat16":
         raise ConfigError("generate compares texts in float32 or float64: in bfloat16 they differ")
+    if against == "compiled":
+        if config.run.compile:
+            raise ConfigError("compiled is the other side: leave out --run.compile")
+        validate(compiled(config), mesh.world)
     if against in SEVERAL_PROCESSES:
         require_room("benchmark", mesh.world)
         if mesh.world == 1:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from trainer.bench import held
 from trainer.bench.against import (
+    against_compiled,
     against_precision,
     against_transformers,
     memory_against_transformers,
@@ -62,6 +63,8 @@ def _cases(
 ) -> list[Case]:
     if asked.against in PRECISIONS:
         return against_precision(name, config, PRECISIONS[asked.against], turns, progress)
+    if asked.against == "compiled":
+        return against_compiled(name, config, turns, progress)
     if asked.against == "generate":
         return against_generate(name, config, asked.texts, turns, progress)
     if asked.against == "one-process":

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
+from parallel.ops.kernels import Kernels
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
@@ -155,12 +156,9 @@ def build(
     groups = make_groups(
         all_copies(partition.homes(), mesh, schedule.placement), process.rank, timeout
     )
-    options = LayerOptions(
-        config.model,
-        config.recompute,
-        Ops(PRECISIONS[config.precision.parameters]),
-        config.data.sequence_length,
-    )
+    kernels = Kernels.compiled() if config.run.compile else Kernels()
+    ops = Ops(PRECISIONS[config.precision.parameters], kernels=kernels)
+    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length)
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = _experts_here(placements, mesh, process.rank, timeout, device)
     part = ModelPart(options, partition, stages, experts).to(device)

@@ -42,6 +42,8 @@ class RunConfig:
     """Seed of the initial weights and of the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes CUDA where there is a GPU for each local process, else the CPU."""
+    compile: bool = False
+    """Compile norms and SwiGLU with torch.compile, in the first step; it takes a compiler."""
     timeout: Annotated[float, Range(above=0, most=1e6)] = 600.0
     """Seconds that a collective may take before the run gives up."""
     io_timeout: Annotated[float, Range(above=0, most=1e6)] = 7200.0
@@ -151,15 +153,13 @@ class OptimizerConfig:
     eps: Annotated[float, Range(above=0, most=1)] = 1e-8
     """Added to the denominator."""
     ema: Annotated[float | None, Range(above=0, below=1)] = None
-    """Decay of an exponential moving average of the weights, kept in CPU memory; null keeps none.
-    """
+    """Decay of an exponential moving average of the weights, in CPU memory; null keeps none."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.1
     """Decoupled decay of matrices; none on norms and the router bias."""
     muon_momentum: Annotated[float, Range(least=0, below=1)] = 0.95
     """Decay of Muon's momentum."""
     muon_rms: Annotated[float, Range(above=0, most=100)] = 0.2
-    """Root mean square of an update of Muon over the learning rate: about AdamW's; DeepSeek-V4 has
-    0.18."""
+    """Root mean square of Muon's update over the learning rate: about AdamW's (DeepSeek-V4: 0.18)."""
     newton_schulz: Literal["quintic", "hybrid"] = "quintic"
     """Iterations of Muon: five, as torch.optim.Muon; or DeepSeek-V4's ten, which end nearer to an
     orthogonal matrix."""

@@ -3,6 +3,10 @@ and what would be right."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +21,7 @@ from trainer.checkpoint.hf.architecture import (
 from trainer.checkpoint.hf.config_json import not_representable
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.keys import did_you_mean, keys, values
-from trainer.config.schema import Config, ModelConfig
+from trainer.config.schema import Config, ModelConfig, RunConfig
 from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
 from trainer.errors import ConfigError
@@ -39,6 +43,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     if config.model.vocab_size < 257 and not (config.data.tokenizer or config.model.init_from):
         yield f"model.vocab_size must be at least 257 for bytes, got {config.model.vocab_size}"
     yield from _optimizer_problems(config)
+    yield from _compiler_problems(config.run)
     yield from _checkpoint_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _pipeline_problems(config)
@@ -128,6 +133,26 @@ def _optimizer_problems(config: Config) -> Iterator[str]:
             "optimizer.zero = deepspeed: DeepSpeed is not installed: pip install "
             "'deepspeed==0.19.8', or set optimizer.zero to shard"
         )
+
+
+def _compiler_problems(run: RunConfig) -> Iterator[str]:
+    """What torch.compile would miss in the first step."""
+    if not run.compile:
+        return
+    or_not = "or set run.compile to false"
+    compiler, headers = shlex.split(os.environ.get("CXX", "g++")), sysconfig.get_path("include")
+    if not compiler or shutil.which(compiler[0]) is None:
+        yield (
+            f"run.compile needs a C++ compiler, and there is no `{' '.join(compiler[:1])}` here: "
+            f"install g++, name another compiler in the environment variable CXX, {or_not}"
+        )
+    if not Path(headers, "Python.h").exists():
+        yield (
+            f"run.compile needs Python's headers, and there is no Python.h in {headers}: install "
+            f"them (python3-dev), {or_not}"
+        )
+    if run.device == "cuda" and find_spec("triton") is None:
+        yield f"run.compile needs triton, which is not installed: pip install triton, {or_not}"
 
 
 def _checkpoint_problems(config: Config) -> Iterator[str]:

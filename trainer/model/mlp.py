@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from parallel.ops.ops import Linear
-from parallel.ops.swiglu import swiglu
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from trainer.model.options import LayerOptions
@@ -17,6 +16,7 @@ class MLP(nn.Module):
     def __init__(self, options: LayerOptions, inner: int) -> None:
         super().__init__()
         ops, dim = options.ops, options.model.dim
+        self.ops = ops
         self.gate_proj = Linear(ops, dim, inner)
         self.up_proj = Linear(ops, dim, inner)
         self.down_proj = Linear(ops, inner, dim)
@@ -28,7 +28,6 @@ class MLP(nn.Module):
         return x_TD + tape.compute(self.mix, tape, n_TD, recompute=self.recompute.layer)
 
     def mix(self, tape: Tape, n_TD: Tensor) -> Tensor:
-        act_TI = tape.compute(
-            swiglu, self.gate_proj(n_TD), self.up_proj(n_TD), recompute=self.recompute.swiglu
-        )
+        gate_TI, up_TI = self.gate_proj(n_TD), self.up_proj(n_TD)
+        act_TI = tape.compute(self.ops.swiglu, gate_TI, up_TI, recompute=self.recompute.swiglu)
         return self.down_proj(act_TI)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from parallel.ops.norm import rms_norm
 from parallel.ops.ops import Ops
 
 
@@ -13,8 +12,9 @@ class RMSNorm(nn.Module):
 
     def __init__(self, ops: Ops, dim: int, eps: float) -> None:
         super().__init__()
+        self.ops = ops
         self.weight = ops.parameter(dim)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return self.ops.rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,23 @@
+"""The kernels that a model uses between its products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.ops.kernel import Kernel
+from parallel.ops.norm import RMS_NORM
+from parallel.ops.swiglu import SWIGLU, WEIGHTED_SWIGLU, WEIGHTED_SWIGLU_TO_COMPILE
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """By default, those of torch one after the other."""
+
+    rms_norm: Kernel = RMS_NORM
+    swiglu: Kernel = SWIGLU
+    weighted_swiglu: Kernel = WEIGHTED_SWIGLU
+
+    @classmethod
+    def compiled(cls) -> Kernels:
+        """Fused by torch.compile; trainer/config/validate.py says what it needs."""
+        return cls(RMS_NORM.compiled(), SWIGLU.compiled(), WEIGHTED_SWIGLU_TO_COMPILE.compiled())
