@@ -159,7 +159,8 @@ class OptimizerConfig:
     muon_momentum: Annotated[float, Range(least=0, below=1)] = 0.95
     """Decay of Muon's momentum."""
     muon_rms: Annotated[float, Range(above=0, most=100)] = 0.2
-    """Root mean square of Muon's update over the learning rate: about AdamW's (DeepSeek-V4: 0.18)."""
+    """Root mean square of Muon's update over the learning rate: about AdamW's; 0.18 in
+    DeepSeek-V4."""
     newton_schulz: Literal["quintic", "hybrid"] = "quintic"
     """Iterations of Muon: five, as torch.optim.Muon; or DeepSeek-V4's ten, which end nearer to an
     orthogonal matrix."""
