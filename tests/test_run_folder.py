@@ -222,6 +222,15 @@ def test_a_folder_removed_during_the_run_loses_no_weights(wanted: Path, replaced
     assert other is None or {path.name for path in wanted.iterdir()} == {MARKER, LOCK}
 
 
+def test_a_run_that_is_over_makes_no_folder(wanted: Path) -> None:
+    """A checkpoint that another thread still saves would lock the name of a later run."""
+    with RunFolder(wanted, overwrite=False) as folder:
+        (folder.path / "metrics.jsonl").write_text("a line")
+    with pytest.raises(RunError, match="is over"):
+        folder.place()
+    RunFolder(wanted, overwrite=True)
+
+
 def no_file(case: str, path: Path, target: Path) -> None:
     {
         "link": lambda: path.symlink_to(target),

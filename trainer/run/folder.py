@@ -48,7 +48,7 @@ class RunFolder:
         run folder, and InUseError where another run is using that.
         """
         self._wanted = wanted
-        self._config = ""
+        self._config, self._over = "", False
         self.lost: Path | None = None
         with _saying(f"run.dir: cannot make {wanted}"):
             wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over = True
         if not self._lock.held():  # what is there now is not ours
             return
         with suppress(OSError):
@@ -110,7 +111,9 @@ class RunFolder:
 
     def place(self) -> Path:
         """Where to save: the folder, or a new one if that was removed or replaced during the run,
-        with which another run may have nothing to do. Raises RunError."""
+        with which another run may have nothing to do. Raises RunError, also after the run."""
+        if self._over:  # a checkpoint that is still being saved makes no folder any more
+            raise RunError(f"run.dir: the run in {self.path} is over")
         if not self._lock.held():
             self.lost = self.path
             with _saying(f"run.dir: cannot make {self._wanted}"):
