@@ -132,7 +132,7 @@ def read_in_chunks(model: CachedModel, tokens: list[int], chunk: int) -> Tensor:
 def test_cached_logits_are_the_uncached_ones_at_every_position(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference_ops, "_LARGE", 0)  # so that products are large, from 8 rows on
+    monkeypatch.setattr(inference_ops, "LARGE", 0)  # so that products are large, from 8 rows on
     pair = twins(VARIANTS[name], dtype)
     tokens = random_tokens(LENGTH)
     expected_TV = pair.uncached.logits(pair.uncached.hidden(pair.pad(tokens)))

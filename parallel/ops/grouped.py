@@ -3,7 +3,8 @@
 Which kernel runs was decided by measurement (docs/experts.md): torch's grouped_mm for products
 with the weights wherever it takes the operands; for weight gradients grouped_mm on CUDA, while on
 the CPU one addmm_ per expert straight into the gradient is faster, since grouped_mm cannot
-accumulate. A loop over experts serves what grouped_mm refuses (float64, unaligned widths).
+accumulate. A loop over experts serves what grouped_mm refuses (float64, unaligned widths), and
+where oneDNN multiplies, which wants few different numbers of rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from parallel.ops.products import add_product, compiles_by_shape, emulated, prod
 from parallel.tape.weight_gradients import WeightGradients
 
 _ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
-_ALIKE = 64  # rows
+_ALIKE = 64  # rows, of which oneDNN is given a multiple
 
 
 def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, deferred: WeightGradients):  # type: ignore[no-untyped-def]

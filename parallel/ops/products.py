@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_LARGE = 2**22  # multiplications from which on oneDNN saves more than it takes to find its kernel
+LARGE = 2**22
+"""Multiplications from which on oneDNN saves more than it takes to find its kernel."""
 
 
 def linear_product(x: Tensor, weight_OI: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def linear_product(x: Tensor, weight_OI: Tensor) -> Tensor:
     weight_OI = weight_OI.to(x.dtype)
     if emulated(x):
         return linear_product(x.float(), weight_OI.float()).to(x.dtype)
-    if _onednn_is_faster(x) and x.numel() * len(weight_OI) >= _LARGE:
+    if _onednn_is_faster(x) and x.numel() * len(weight_OI) >= LARGE:
         return torch.ops.mkldnn._linear_pointwise(x, weight_OI, None, "none", [], "")
     return torch.nn.functional.linear(x, weight_OI)
 
@@ -34,7 +35,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def add_product(into_OI: Tensor, grad_TO: Tensor, x_TI: Tensor) -> None:
     """into += grad transposed @ x, summed in the type of `into`."""
     if into_OI.dtype == grad_TO.dtype == x_TI.dtype:
-        if _onednn_is_faster(x_TI) and grad_TO.numel() * x_TI.shape[1] >= 2 * _LARGE:
+        if _onednn_is_faster(x_TI) and grad_TO.numel() * x_TI.shape[1] >= 2 * LARGE:
             into_OI.add_(linear_product(grad_TO.t(), x_TI.t()))
         else:
             into_OI.addmm_(grad_TO.t(), x_TI)

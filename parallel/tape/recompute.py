@@ -8,13 +8,11 @@ looks at it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-
-R = TypeVar("R")
 
 
 class Recomputed:

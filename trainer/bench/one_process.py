@@ -12,15 +12,13 @@ import torch
 from parallel.ranks.forked import run_ranks
 from parallel.ranks.process import Process
 from trainer.bench.results import Case, losses_agree, require_same, side_of
-from trainer.bench.throughput import random_parts
 from trainer.bench.turns import OnProgress, Timed, Turns, timed, timed_together
+from trainer.bench.ways import training_step
 from trainer.build.layout import build
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config, MeshConfig
-from trainer.recipe.progress import Progress
 from trainer.run.local_ranks import cores, threads
 from trainer.run.startup import keep_freed_memory
-from trainer.run.step import Trainer
 
 
 def against_one_process(
@@ -56,12 +54,7 @@ def _rank(process: Process, config: Config, count: int, turns: Turns) -> list[Ti
     keep_freed_memory()  # as launch/train.py does
     torch.set_num_threads(count)
     layout = build(config, process, torch.device("cpu"))
-    trainer = Trainer(layout)
+    step = training_step(layout)
     together = process.world > 1
     time_step = timed_together if together else partial(timed, device=layout.device)
-
-    def step(batch: int) -> float:
-        parts = random_parts(layout, batch)
-        return trainer.step(Progress(batch), parts.__getitem__).loss
-
     return [time_step(step, batch) for batch in range(turns.each)]

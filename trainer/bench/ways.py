@@ -9,7 +9,7 @@ from typing import Protocol
 from parallel.ranks.process import Process
 from trainer.bench.throughput import random_parts
 from trainer.bench.turns import Step
-from trainer.build.layout import build
+from trainer.build.layout import Layout, build
 from trainer.config.schema import Config
 from trainer.recipe.progress import Progress
 from trainer.run.startup import keep_freed_memory
@@ -38,10 +38,15 @@ class Ours:
         keep_freed_memory()  # as launch/train.py does
         process = Process()
         layout = build(self.config, process, process.device(self.config.run.device))
-        trainer = Trainer(layout)
+        return training_step(layout)
 
-        def step(batch: int) -> float:
-            parts = random_parts(layout, batch)
-            return trainer.step(Progress(batch), parts.__getitem__).loss
 
-        return step
+def training_step(layout: Layout) -> Step:
+    """Trains the rank's part of `layout` on a batch of random tokens; gives the loss."""
+    trainer = Trainer(layout)
+
+    def step(batch: int) -> float:
+        parts = random_parts(layout, batch)
+        return trainer.step(Progress(batch), parts.__getitem__).loss
+
+    return step

@@ -19,6 +19,7 @@ from torch.nn.functional import silu
 
 from parallel.expert import router
 from parallel.ops.precision import accurate_type
+from parallel.ops.swiglu import WEIGHTED_SWIGLU
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from trainer.generate.cached_attention import CachedMLA
@@ -105,7 +106,7 @@ class FewTokenMoE(nn.Module):
         """x plus the experts of one token, for which nothing has to be sorted."""
         [chosen], ops = experts_1K.tolist(), self._ops
         gate_up = [ops.small_linear(n_1D, self._gate_up_FD[expert]) for expert in chosen]
-        act_KI = _weighted_swiglu(torch.cat(gate_up), weights_1K.t())
+        (act_KI,) = WEIGHTED_SWIGLU.forward(torch.cat(gate_up), weights_1K[0])
         for expert, act_1I in zip(chosen, act_KI.split_with_sizes([1] * len(chosen))):
             x_1D = ops.add_linear(x_1D, act_1I, self._down_DI[expert])
         return x_1D
@@ -119,7 +120,8 @@ class FewTokenMoE(nn.Module):
         token_P = order_P // experts_TK.shape[1]
         n_PD = n_TD.index_select(0, token_P)
         gate_up_PF = _each(n_PD, rows, self._gate_up_FD, chosen, self._ops)
-        act_PI = _weighted_swiglu(gate_up_PF, weights_TK.view(-1, 1).index_select(0, order_P))
+        weight_P = weights_TK.view(-1).index_select(0, order_P)
+        (act_PI,) = WEIGHTED_SWIGLU.forward(gate_up_PF, weight_P)
         y_PD = _each(act_PI, rows, self._down_DI, chosen, self._ops)
         return x_TD.index_add(0, token_P, y_PD)
 
@@ -138,11 +140,6 @@ class FewTokenLayer(nn.Module):
         yield from ()
         x_TD = self.self_attn.add_to(x_TD, self.input_layernorm.forward(x_TD))
         return self.mlp.add_to(x_TD, self.post_attention_layernorm.forward(x_TD))
-
-
-def _weighted_swiglu(gate_up_PF: Tensor, weight_P1: Tensor) -> Tensor:
-    gate_PI, up_PI = gate_up_PF.chunk(2, -1)
-    return silu(gate_PI).mul_(up_PI).mul_(weight_P1)
 
 
 def _runs(experts: list[int]) -> tuple[list[int], list[int]]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel.ops.ops import Ops
-from parallel.ops.products import linear_product
+from parallel.ops.products import LARGE, linear_product
 
-# Products of fewer rows or multiplications go to torch's own kernel without a question.
-_ROWS, _LARGE = 8, 1 << 22
+_ROWS = 8  # products of fewer go to torch's own kernel without a question
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class InferenceOps(Ops):
 
 def _large(x: Tensor, weight: Tensor) -> bool:
     rows = x.shape[0]
-    return rows >= _ROWS and rows * weight.numel() >= _LARGE
+    return rows >= _ROWS and rows * weight.numel() >= LARGE
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
