@@ -27,7 +27,7 @@ examples:
   python launch/train.py --config configs/single.yaml
   python launch/train.py --config configs/cpu_4proc.yaml --run.steps 20
   python launch/train.py --config configs/single.yaml --data.path my_texts/ --print-config
-  python launch/train.py --config configs/deepseek_v3.yaml --print-schedule
+  python launch/train.py --config configs/deepseek_v3_2048.yaml --print-schedule
   torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml
 """
 

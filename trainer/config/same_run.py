@@ -21,7 +21,7 @@ COMPUTED = (
 FREE = (
     "run.name", "run.dir", "run.overwrite", "run.device", "run.timeout", "run.io_timeout",
     "run.restarts", "run.check_copies_every", "run.compile", "mesh", "pipeline", "recompute",
-    "metrics", "checkpoint",
+    "metrics", "checkpoint", "cluster", "plan",
     # What is done about steps that go wrong: a run that these have stopped may go on with others.
     "optimizer.skip_limit", "optimizer.spike", "optimizer.spike_threshold",
     # Who keeps the state, not what it is.

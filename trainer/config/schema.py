@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
+from trainer.config.cluster_schema import ClusterConfig as ClusterConfig
+from trainer.config.cluster_schema import PlanConfig as PlanConfig
 from trainer.config.limits import FOLDER_NAME, LINE, TEXT, Range
 
 # Each section of a config can be imported from here.
@@ -248,3 +250,5 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
