@@ -66,4 +66,3 @@ class PlanConfig:
     """GPU-hours of post-training, which the planner does not predict."""
     memory_margin: Annotated[float, Range(0, 1)] = 0.05
     """Share of a GPU's memory left free for fragmentation."""
-
