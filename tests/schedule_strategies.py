@@ -23,12 +23,11 @@ def schedules(draw: st.DrawFn, names: tuple[str, ...] = tuple(GENERATORS)) -> Sc
     name = draw(st.sampled_from(names))
     if name == "dualpipe":
         ranks = 2 * draw(st.integers(1, 4))
-        return generate(name, ranks, 2 * ranks + 2 * draw(st.integers(0, 6)))
+        return generate(name, ranks, 2 * draw(st.integers(1, ranks + 6)))
     ranks = draw(st.integers(1, 7))
     if name == "interleaved":
         return generate(name, ranks, ranks * draw(st.integers(1, 4)))
-    least = 2 * ranks if name == "dualpipev" else 1
-    return generate(name, ranks, least + draw(st.integers(0, 12)))
+    return generate(name, ranks, draw(st.integers(1, 2 * ranks + 6)))
 
 
 def with_program(schedule: Schedule, rank: int, program: list[Item]) -> Schedule:

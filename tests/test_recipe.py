@@ -357,9 +357,10 @@ def problem(*arguments: str) -> str:
         (["--recipe.batch", "[linear 1 to 4 until 5 steps, 4]"], ["recipe.batch", "by 8"]),
         (["--recipe.batch", "[linear 1 to 4 by 2 until 5 steps, 4]"], ["divisor of 3"]),
         (["--recipe.batch", "[linear 4 to 400000 by 2 until 2 steps, 4]"], ["199998", "most 64"]),
-        # DualPipeV over one rank needs two micro-batches, here of one sequence on two data ranks.
-        (["--recipe.batch", "[2 until 2 steps, 4]"],
-         ["a batch of 2 is 1 micro-batches", "dualpipev needs micro-batches >= 2"]),
+        # DualPipe needs an even number of micro-batches, here of one sequence on two data ranks.
+        (["--recipe.batch", "[2 until 2 steps, 4]", "--pipeline.schedule", "dualpipe",
+          "--mesh.pipeline", "2"],
+         ["a batch of 2 is 1 micro-batches", "dualpipe needs micro-batches to be even"]),
         (["--recipe.batch", "[8 until 2 steps, 4]", "--pipeline.schedule_file", "table.json"],
          ["pipeline.schedule_file has one table", "2 sizes"]),
     ],

@@ -70,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (f"--ranks {'9' * 5000} --micro-batches 8", "--ranks: must be a whole number"),
         (SEARCH + "--memory-cap 1e308", "--memory-cap: must be a number from 0 to 1e+15"),
         ("--ranks 4", "--ranks and --micro-batches are needed, or a file"),
-        ("--ranks 4 --micro-batches 4", "dualpipe needs --micro-batches >= 2 x --ranks = 8, got 4"),
+        ("--ranks 4 --micro-batches 5", "dualpipe needs --micro-batches to be even, got 5"),
         ("--ranks 3 --micro-batches 8", "set --ranks to 4, or --schedule to dualpipev"),
         # costs
         (SIZE + "--hop nan", "--hop: must be a number from 0 to 1e+15, not 'nan'"),

@@ -173,6 +173,20 @@ def test_costs_by_rank() -> None:
         simulate(schedule, CostModel(pair_factor=[1, 1, 1]))
 
 
+def test_a_pair_costs_what_is_said_for_its_two_stages() -> None:
+    schedule = generate("dualpipev", 2, 8)
+    pair = [[10.0 * forward + backward for backward in range(4)] for forward in range(4)]
+    spans = simulate(schedule, CostModel(pair=pair)).spans
+    lengths = {(s.item.forward.stage, s.item.backward.stage): s.end - s.start for s in spans
+               if isinstance(s.item, Overlap)}  # fmt: skip
+    assert lengths == pytest.approx({(0, 3): 3, (3, 0): 30, (1, 2): 12, (2, 1): 21})
+    for wrong in ([[1.0] * 4] * 3, [[1.0] * 4] * 3 + [[1.0]]):
+        with pytest.raises(ScheduleError, match="pair must be 4 rows of 4 numbers"):
+            simulate(schedule, CostModel(pair=wrong))
+    with pytest.raises(ScheduleError, match="exclude each other"):
+        simulate(schedule, CostModel(pair=[[1.0] * 4] * 4, pair_factor=0.8))
+
+
 def test_a_measured_timeline_needs_no_transfers() -> None:
     simulated = simulate(generate("1f1b", 3, 6), CostModel(hop=0.5))
     measured = dataclasses.replace(simulated, transfers=(), costs=CostModel())
@@ -189,6 +203,9 @@ def test_costs_from_a_file(tmp_path: Path) -> None:
     assert read_costs(tmp_path / "new" / "costs.yaml") == costs
     write_costs(CostModel(), tmp_path / "costs.yaml")
     assert read_costs(tmp_path / "costs.yaml") == CostModel()
+    pairs = CostModel(pair=((1.0, 2.0), (2.0, 3.0)))
+    write_costs(pairs, tmp_path / "pairs.yaml")
+    assert read_costs(tmp_path / "pairs.yaml") == pairs
     (tmp_path / "some.yaml").write_text("weight_grad: 2\nbandwidth: .inf\n")
     assert read_costs(tmp_path / "some.yaml") == CostModel(weight_grad=2)
     (tmp_path / "none.yaml").write_text("# nothing\n")
@@ -210,6 +227,8 @@ def test_costs_from_a_file(tmp_path: Path) -> None:
         ("hop: [1, 2]", "hop must be a number from 0 to 1e+15, got [1, 2]"),
         ("bandwidth: 0", "bandwidth must be a number from 1e-15 up, got 0"),
         ("optimizer_waits: 1", "optimizer_waits must be true or false, got 1"),
+        ("pair: 2", "pair must be a list of lists of numbers"),
+        ("pair: [[1, -1]]", "one for each two stages, got [[1, -1]]"),
         ("- 1", "must be keys and their costs, not [1]"),
         ("a: [1", "is not YAML: "),
         ("forward: 1\nforward: 2", "the key forward is there more than once"),

@@ -2,6 +2,7 @@
 
     forward: 1.0              # a number, for a full stage, or a list with one for each stage
     input_grad: [1.0, 1.1, 1.1, 2.0]
+    pair: [[2.4, 2.5], [2.5, 2.6]]   # by the stage of the forward, then of the backward
     bandwidth: .inf
 
 A key that is left out has its default.
@@ -39,6 +40,8 @@ class CostModel:
     stage, one P-th of the model for P ranks, so a V's half-size stage costs half of it. A sequence
     has one cost for each stage of the schedule, of that stage as it is.
     pair_factor: the cost of an overlapped pair over the sum of its parts; a sequence is by rank.
+    pair: in its place, the cost of each pair as it is: pair[stage of the forward][stage of the
+    backward]. Only those of stages that share a rank are used.
     optimizer: at the end of a rank's program, for every stage it holds; as forward.
     optimizer_waits: all ranks start it together, as clipping by the norm of all gradients needs;
     if not, each starts after its own last item.
@@ -54,6 +57,7 @@ class CostModel:
     input_grad: Cost = 1.0
     weight_grad: Cost = 1.0
     pair_factor: Cost = 1.0
+    pair: Sequence[Sequence[float]] | None = None
     optimizer: Cost = 0.0
     optimizer_waits: bool = True
     hop: float = 0.0
@@ -86,6 +90,7 @@ class Costs:
         backward = [i + w for i, w in zip(input_grad, weight_grad)]
         self._by_kind = {"F": forward, "B": backward, "I": input_grad, "W": weight_grad}
         self._pair_factor = _each("pair_factor", model.pair_factor, schedule.ranks, "ranks")
+        self._pair = _pairs(model, stages)
         optimizer = _each("optimizer", model.optimizer, stages, "stages", share)
         self.optimizer = [
             sum(optimizer[stage] for _, stage in schedule.stages_of(rank))
@@ -98,6 +103,8 @@ class Costs:
     def duration(self, rank: int, item: Item) -> float:
         """How long `rank` computes on `item`."""
         if isinstance(item, Overlap):
+            if self._pair:
+                return self._pair[item.forward.stage][item.backward.stage]
             both = self._alone(item.forward) + self._alone(item.backward)
             return self._pair_factor[rank] * both
         return self._by_kind[item.kind][item.stage]
@@ -112,6 +119,16 @@ def _each(name: str, cost: Cost, count: int, what: str, share: float = 1.0) -> l
     if len(cost) != count:
         raise ScheduleError(f"costs: {name} has {len(cost)} numbers for {count} {what}")
     return list(cost)
+
+
+def _pairs(model: CostModel, stages: int) -> list[list[float]] | None:
+    if model.pair is None:
+        return None
+    if model.pair_factor != 1.0:
+        raise ScheduleError("costs: pair and pair_factor exclude each other; leave one out")
+    if len(model.pair) != stages or any(len(row) != stages for row in model.pair):
+        raise ScheduleError(f"costs: pair must be {stages} rows of {stages} numbers, by stage")
+    return [list(row) for row in model.pair]
 
 
 def read_costs(path: Path | str) -> CostModel:
@@ -135,17 +152,24 @@ def read_costs(path: Path | str) -> CostModel:
             raise ScheduleError(f"{where} has a key {shown(key)}; there are {', '.join(keys)}")
         if not _fits(key, value):
             raise ScheduleError(f"{where}: {key} must be {_wanted(key)}, got {shown(value)}")
-    costs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    costs: dict[str, Any] = {key: _as_tuple(value) for key, value in values.items()}
     return CostModel(**costs)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def write_costs(costs: CostModel, path: Path | str) -> None:
     """Write `costs` as a YAML file that `read_costs` gives back."""
-    values = {
-        key: [float(cost) for cost in value] if isinstance(value, Sequence) else value
-        for key, value in vars(costs).items()
-    }
+    values = {key: _as_list(value) for key, value in vars(costs).items() if value is not None}
     write_file(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+
+
+def _as_list(value: Any) -> Any:
+    if not isinstance(value, Sequence):
+        return value
+    return [_as_list(each) if isinstance(each, Sequence) else float(each) for each in value]
 
 
 def is_cost(value: object) -> bool:
@@ -156,6 +180,8 @@ def is_cost(value: object) -> bool:
 def _wanted(key: str) -> str:
     if key == "optimizer_waits":
         return "true or false"
+    if key == "pair":
+        return f"a list of lists of numbers from 0 to {MOST:g}, one for each two stages"
     number = {
         "bandwidth": f"a number from {1 / MOST:g} up",
         "pending_fraction": "a number from 0 to 1",
@@ -168,6 +194,9 @@ def _wanted(key: str) -> str:
 def _fits(key: str, value: object) -> bool:
     if key == "optimizer_waits":
         return isinstance(value, bool)
+    if key == "pair":
+        rows = value if isinstance(value, list) and value else [None]
+        return all(isinstance(row, list) and row and all(map(is_cost, row)) for row in rows)
     if isinstance(value, list) and key in BY_STAGE + BY_RANK:
         return bool(value) and all(
             not isinstance(cost, list) and _fits(key, cost) for cost in value

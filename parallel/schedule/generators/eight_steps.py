@@ -15,8 +15,11 @@ def program(half: int, depth: int, micro_batches: int, places: tuple[Place, Plac
 
     half: ranks from an end of the pipeline to its middle (to its turn, in a V); depth: this
     rank's distance from its end; micro_batches: of one phase; places: (flow, stage) of phases 0, 1.
+    The published steps need 2 x half micro-batches; with fewer, they are written for so many, and
+    the writer leaves out the excess.
     """
     rank = Writer(places, micro_batches)
+    written = max(micro_batches, 2 * half)
     inner = half - 1 - depth  # ranks between this one and the middle
 
     # Step 1: F0, to fill the ranks between here and the middle.
@@ -35,7 +38,7 @@ def program(half: int, depth: int, micro_batches: int, places: tuple[Place, Plac
         rank.forward(1)
 
     # Step 4: F0&B1 F1&B0, the steady state, where each pair hides its own communication.
-    for turn in range(micro_batches - 2 * half + depth + 1):
+    for turn in range(written - 2 * half + depth + 1):
         if turn == 0 and inner == 0:
             # In the middle the neighbour waits for this very forward: sent before the backward.
             rank.forward(0)

@@ -15,8 +15,8 @@ class Writer:
     """Counts each phase's micro-batches as they go by, and remembers the weights that I leaves.
 
     places: (flow, stage) of each phase. micro_batches: of each phase; those beyond that number are
-    left out of the program (an overlapped pair must have none), so that a schedule written for more
-    can be run with fewer: whole micro-batches drop out, and the rest keep their order.
+    left out of the program, so that a schedule written for more can be run with fewer: whole
+    micro-batches drop out, and the rest keep their order. What is left of a pair runs alone.
     """
 
     def __init__(self, places: tuple[Place, ...], micro_batches: int) -> None:
@@ -42,7 +42,11 @@ class Writer:
 
     def overlap(self, forward_phase: int, backward_phase: int) -> None:
         forward, backward = self._next("F", forward_phase), self._next("B", backward_phase)
-        self._items.append(Overlap(forward, backward))
+        if max(forward.micro_batch, backward.micro_batch) < self._micro_batches:
+            self._items.append(Overlap(forward, backward))
+        else:
+            self._add(forward)
+            self._add(backward)
 
     def weights(self) -> None:
         """The oldest weight gradients that an I has left, of any phase."""
