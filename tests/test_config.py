@@ -74,7 +74,7 @@ def problem(*arguments: str) -> str:
         (("--model.moe.top_k", "9"), ["model.moe.top_k"]),
         (("--model.mtp.depth", "3"), ["model.mtp.depth", "from 0 to 2"]),
         (("--model.attention.rope_head_dim", "3"), ["rope_head_dim", "even"]),
-        (("--pipeline.micro_batches", "1"), ["pipeline.micro_batches", "2"]),
+        (("--pipeline.micro_batches", "0"), ["pipeline.micro_batches", "from 1"]),
         (("--pipeline.schedule", "dualpipe"), ["mesh.pipeline", "dualpipev"]),
         (("--pipeline.layers_per_stage", "[2,2]"), ["pipeline.layers_per_stage", "model.layers"]),
         (("--pipeline.layers_per_stage", "[2,0]"), ["pipeline.layers_per_stage", "from 1"]),
