@@ -291,8 +291,7 @@ def test_the_config_of_deepseek_v3_has_the_schedule_of_the_paper() -> None:
     )
     # "gradually increased from 3072 to 15360 in the training of the first 469B tokens"
     sizes = [at(tokens).sequences for tokens in (0, 234e9, 468e9, 469.1e9, 14.7e12)]
-    # From 4,096 here, the least that DualPipe over 16 ranks can run on 2,048 GPUs.
-    assert sizes[0] == 4096 < sizes[1] < sizes[2] < 15360 == sizes[3] == sizes[4]
+    assert sizes[0] == 3072 and 3072 < sizes[1] < sizes[2] < 15360 == sizes[3] == sizes[4]
     # "0.001 for the first 14.3T tokens, and to 0.0 for the remaining 500B tokens", alpha 0.0001,
     # lambda "0.3 for the first 10T tokens, and to 0.1 for the remaining 4.8T tokens".
     assert [at(tokens).bias_gamma for tokens in (0, 14.2e12, 14.31e12)] == [0.001, 0.001, 0]
@@ -311,7 +310,7 @@ def test_the_schedule_is_printed_and_drawn_before_torch_is_imported(tmp_path: Pa
     assert (code, err) == (0, "") and (tmp_path / "made/v3.svg").read_text().startswith("<?xml")
     heading, *lines = out.splitlines()
     assert heading.split()[:2] == ["from", "step"] and max(map(len, lines)) <= 80
-    assert lines[0].split() == ["0", "0", "1.1e-07", "to", "0.00022", "4,096", "0.001", "0.0001",
+    assert lines[0].split() == ["0", "0", "1.1e-07", "to", "0.00022", "3,072", "0.001", "0.0001",
                                 "0.3"]  # fmt: skip
     code, out, err = finish(start(tmp_path, *options[:3], "--json"))
     said = json.loads(out)

@@ -37,6 +37,7 @@ FORBIDDEN = {
     "report": ("run", "bench", "build"),
     "guard": ("build", "run", "bench", "report"),
     "generate": ("run", "bench", "report", "build"),
+    "plan": ("run", "bench", "report", "generate"),
 }
 NO_TORCH = (
     "parallel/files",
