@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from trainer.config.schema import ModelConfig, RecomputeConfig
 from trainer.plan.datasheets import DATASHEETS, Machine
 from trainer.plan.flops import layer_flops
-from trainer.plan.trace import HALVES, Half, Times, Trace, read_trace
+from trainer.plan.trace import HALVES, Half, Times, read_trace
 
 CORE_BACKWARD = 2.6
 """FLOPs of attention's backward over its forward's, for V3's widths of heads: five products, of
@@ -166,30 +166,24 @@ class _Shares:
 
 @functools.cache
 def _shares() -> _Shares:
-    trace, machine = read_trace(), DATASHEETS["h800"]
+    trace = read_trace()
+    config, machine = trace.config, DATASHEETS[trace.config.cluster.gpu]
+    tokens = config.data.sequence_length
     rate = machine.fp8 * trace.product_sms
-    traced = RecomputeConfig(norm=True, mla_up=True, swiglu=True)
-    products, small = {}, {}
-    core = Times()
+    products, small, core = {}, {}, Times()
     for half in HALVES:
-        work = half_work(trace.model, traced, half, trace.sequence_length, 0)
-        rest = Times(*(
-            all_ - products_ - core_
-            for all_, products_, core_ in zip(
-                trace.compute[half].each, trace.products[half].each, trace.core[half].each
-            )
-        ))  # fmt: skip
-        products[half] = _share(work.products, trace.products[half], trace, rate)
-        small[half] = _share(work.small, rest, trace, machine.memory_bandwidth)
-        if half == "attention":
-            core = _share(work.core, trace.core[half], trace, machine.bf16)
-    a, dim = trace.model.attention, trace.model.dim
-    largest = 2 * a.heads * a.v_head_dim * dim * trace.tokens
+        work = half_work(config.model, config.recompute, half, tokens, 0)
+        rest = trace.compute[half] - trace.products[half] - trace.core[half]
+        products[half] = _share(work.products, trace.products[half], tokens, rate)
+        small[half] = _share(work.small, rest, tokens, machine.memory_bandwidth)
+        core += _share(work.core, trace.core[half], tokens, machine.bf16)
+    a, dim = config.model.attention, config.model.dim
+    largest = 2 * a.heads * a.v_head_dim * dim * tokens
     return _Shares(products, small, core, largest / (trace.largest_product * rate))
 
 
-def _share(work: Work, seconds: Times, trace: Trace, rate: float) -> Times:
+def _share(work: Work, seconds: Times, tokens: int, rate: float) -> Times:
     return Times(*(
-        amount * trace.tokens / (time * rate) if amount else 1.0
+        amount * tokens / (time * rate) if amount else 0.0
         for amount, time in zip(work.each, seconds.each)
     ))  # fmt: skip

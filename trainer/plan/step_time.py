@@ -4,6 +4,7 @@ messages and end, and split as DeepSeek splits it (arXiv 2505.09343, table 4).""
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from parallel.schedule.table import Item, Overlap, Schedule
@@ -60,25 +61,33 @@ class StepTime:
 
 
 def step_time(
-    config: Config, schedule: Schedule, ranks: tuple[RankParameters, ...], machine: Machine
+    config: Config,
+    schedule: Schedule,
+    ranks: Sequence[RankParameters],
+    machine: Machine,
+    sequence_length: int | None = None,
 ) -> StepTime:
-    """ranks: by pipeline rank. Raises ConfigError, and ScheduleError for a file of costs that does
-    not fit."""
+    """ranks: by pipeline rank. sequence_length: where it is not the config's.
+
+    Raises ConfigError, and ScheduleError for a file of costs that does not fit.
+    """
     ends = tuple(step_end(config, rank, machine) for rank in ranks)
-    costs = stage_cost_model(config, schedule, machine)
+    costs = stage_cost_model(config, schedule, machine, sequence_length)
     timeline = simulate(schedule, costs)
     last = timeline.makespan  # all wait for the norm of all gradients
     timeline = replace(timeline, optimizer=tuple((last, last + end.total) for end in ends))
     return StepTime(timeline, costs, split(timeline), ends)
 
 
-def stage_cost_model(config: Config, schedule: Schedule, machine: Machine) -> CostModel:
+def stage_cost_model(
+    config: Config, schedule: Schedule, machine: Machine, sequence_length: int | None = None
+) -> CostModel:
     """What items and messages of the table cost, in seconds, from the source that the config
     names."""
     if config.plan.costs not in SOURCES:
         return read_costs(config.plan.costs)
     mesh, partition = mesh_of(config), partition_of(config, schedule)
-    parts = stage_parts(config, mesh, machine)
+    parts = stage_parts(config, mesh, machine, sequence_length)
     passes = [stage_passes(config, partition, parts, stage) for stage in range(schedule.stages)]
     return replace(
         stage_costs(passes, schedule, config.pipeline.overlap),

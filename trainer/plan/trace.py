@@ -11,9 +11,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from trainer.config.schema import AttentionConfig, ModelConfig, MoEConfig
+from trainer.config.schema import (
+    AttentionConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    PipelineConfig,
+    PlanConfig,
+    RecomputeConfig,
+)
 from trainer.plan.traffic import Exchanges
 
 FILE = Path(__file__).parent / "data" / "deepseek_h800_trace.json"
@@ -34,6 +45,9 @@ class Times:
     def __add__(self, other: Times) -> Times:
         return Times(*(a + b for a, b in zip(self.each, other.each)))
 
+    def __sub__(self, other: Times) -> Times:
+        return Times(*(a - b for a, b in zip(self.each, other.each)))
+
     @property
     def each(self) -> tuple[float, float, float]:
         return self.forward, self.input_gradient, self.weight_gradient
@@ -43,17 +57,14 @@ class Times:
 class Trace:
     """Of one MoE layer and micro-batch, seconds.
 
-    model: only what a layer is made of. products: with weights; core: of attention without any;
-    what is left of compute are small kernels. product_sms: share of the multiprocessors that
-    products had, since the others sent. exchanges: without waits for other ranks. pair: of the pair
-    of `layers` layers.
+    config: of the layers that were traced, and of one micro-batch. products: with weights; core: of
+    attention without any; what is left of compute are small kernels. product_sms: share of the
+    multiprocessors that products had, since the others sent. exchanges: without waits for other
+    ranks. pair: of the pair of `layers` layers.
     """
 
-    model: ModelConfig
-    expert_ranks: int
-    sequence_length: int
+    config: Config
     layers: int
-    tokens: int
     product_sms: float
     pair: float
     compute: Mapping[Half, Times]
@@ -78,18 +89,9 @@ def read_trace() -> Trace:
         for name in ("dispatch", "combine")
         for phase, suffix in (("forward", ""), ("backward", "_back"))
     }
-    model = data["model"]
     return Trace(
-        model=ModelConfig(
-            dim=model["dim"],
-            dense_layers=0,
-            attention=AttentionConfig(**model["attention"]),
-            moe=MoEConfig(**model["moe"]),
-        ),
-        expert_ranks=data["expert_ranks"],
-        sequence_length=data["sequence_length"],
+        config=_traced(data["config"]),
         layers=layers,
-        tokens=data["tokens"],
         product_sms=data["sms_of_products"] / data["sms"],
         pair=data["pair_us"] * 1e-6,
         compute={half: times(compute[half]) for half in HALVES},
@@ -97,4 +99,23 @@ def read_trace() -> Trace:
         core={half: times(part_of_it[half]["core"]) for half in HALVES},
         exchanges=Exchanges(**seconds),
         largest_product=data["largest_product"]["us"] * 1e-6,
+    )
+
+
+def _traced(values: Mapping[str, Any]) -> Config:
+    """The config of the layers that the trace shows, and of one micro-batch of theirs."""
+    model, sequence_length = values["model"], values["sequence_length"]
+    return Config(
+        mesh=MeshConfig(expert=values["expert_ranks"]),
+        pipeline=PipelineConfig(micro_batches=1),
+        recompute=RecomputeConfig(norm=True, mla_up=True, swiglu=True),
+        model=ModelConfig(
+            dim=model["dim"],
+            dense_layers=0,
+            attention=AttentionConfig(**model["attention"]),
+            moe=MoEConfig(**model["moe"]),
+        ),
+        data=DataConfig(sequence_length=sequence_length, global_batch=values["expert_ranks"]),
+        cluster=ClusterConfig(gpu="h800"),
+        plan=PlanConfig(linear="fp8", dispatch="deepep"),
     )

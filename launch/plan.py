@@ -1,0 +1,96 @@
+"""Plan a run before it is launched: parameters, memory, step time, MFU, GPU-hours, dollars.
+
+Reads the same config that launch/train.py trains from, and starts nothing: no GPU, no process.
+docs/planning.md says what every figure is made of, and how far it is from what DeepSeek published.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import _checkout  # noqa: F401  first: it says where the imports below come from
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trainer.config.parse import config_parser, parse
+from trainer.run.exit import reported
+
+# All else is imported by the functions that need it, so that wrong arguments need not wait for it.
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from trainer.config.schema import Config
+
+EXAMPLES = """\
+examples:
+  python launch/plan.py --config configs/deepseek_v3_2048.yaml
+  python launch/plan.py --config configs/cluster_64gpu.yaml --cluster.gpu b200 --json
+  python launch/plan.py --config configs/deepseek_v3_2048.yaml \\
+      --sweep pipeline.schedule=dualpipe,dualpipev,zbv,1f1b mesh.expert=32,64
+  python launch/plan.py --config configs/cluster_64gpu.yaml --plan.costs costs.yaml
+
+Times come from plan.costs: roofline, deepseek-h800, or a file that throughput.py --save-costs
+wrote. --sweep plans every combination of the given values; where the table then has another number
+of stages than pipeline.layers_per_stage, layers are spread evenly.
+Exit code: 0; 2 for a config that cannot run, or cannot be planned.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, after one line on what cannot be done."""
+    return reported("plan", lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = config_parser("plan", __doc__ or "", EXAMPLES)
+    add = parser.add_argument
+    add("--json", action="store_true", help="Print one JSON object instead of tables.")
+    add(
+        "--sweep",
+        nargs="+",
+        metavar="KEY=VALUE,VALUE",
+        help="Plan every combination of these values, best first.",
+    )
+    config, given = parse(parser, arguments)
+    if given.sweep:
+        return _sweep(config, given)
+    from trainer.plan.as_json import as_json
+    from trainer.plan.plan import make_plan
+    from trainer.plan.tables import tables
+
+    plan = make_plan(config)
+    if given.json:
+        print(json.dumps(as_json(plan), indent=2))
+    else:
+        _print(*tables(plan))
+    return 0
+
+
+def _sweep(config: Config, given: Namespace) -> int:
+    from trainer.io.count_progress import count_progress
+    from trainer.plan.sweep import read_choices, sweep
+    from trainer.plan.sweep_table import sweep_json, sweep_table
+
+    choices = read_choices(given.sweep)
+    with count_progress("plans") as progress:
+        variants = sweep(config, choices, progress)
+    if given.json:
+        print(json.dumps(sweep_json(choices, variants), indent=2))
+    else:
+        _print(sweep_table(choices, variants))
+    return 0
+
+
+def _print(*tables: object) -> None:
+    from rich.console import Console
+
+    # As wide as the tables are, where the output is a file.
+    console = Console() if Console().is_terminal else Console(width=120)
+    for table in tables:
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

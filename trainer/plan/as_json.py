@@ -1,0 +1,37 @@
+"""A plan as one JSON object: seconds, GiB, hours, dollars."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from trainer.plan.plan import Plan
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Keys stay: scripts read them."""
+    config, cost = plan.config, plan.cost
+    return {
+        "name": config.run.name,
+        "gpus": cost.gpus,
+        "gpu": plan.machine.gpu,
+        "schedule": plan.schedule.name,
+        "costs": config.plan.costs,
+        "linear": config.plan.linear,
+        "dispatch": config.plan.dispatch,
+        "parameters": asdict(plan.parameters),
+        "parameters_by_rank": [rank.total for rank in plan.ranks],
+        "tokens_per_step": plan.rates.tokens_per_step,
+        "step_seconds": plan.step.seconds,
+        "parts_seconds": asdict(plan.step.parts),
+        "parts_seconds_by_rank": [asdict(parts) for parts in plan.step.by_rank],
+        "mfu": plan.rates.mfu,
+        "tflops_per_gpu": plan.rates.tflops_per_gpu,
+        "tokens_per_second_per_gpu": plan.rates.tokens_per_second_per_gpu,
+        "tokens_per_day": plan.rates.tokens_per_day,
+        "gpu_hours": cost.gpu_hours,
+        "gpu_hours_per_trillion_tokens": cost.gpu_hours_per_trillion_tokens,
+        "days": cost.days,
+        "dollars": cost.dollars(config.cluster),
+        "mwh": cost.mwh(config.cluster, plan.machine),
+    }

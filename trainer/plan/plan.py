@@ -1,0 +1,88 @@
+"""A plan: what a run needs and how fast it is, put together from the rest of this room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.schedule.table import Schedule
+from trainer.config.derived import mesh_of, schedule_of
+from trainer.config.schema import Config
+from trainer.config.validate import validate
+from trainer.plan.datasheets import Machine, machine_of
+from trainer.plan.flops import training_flops
+from trainer.plan.parameters import (
+    ModelParameters,
+    RankParameters,
+    model_parameters,
+    rank_parameters,
+)
+from trainer.plan.run_cost import RunCost, run_cost
+from trainer.plan.step_time import StepTime, step_time
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of steps with the config's batch. mfu: by convention, of the main model without MTP and of
+    bfloat16's peak, as DeepSeek states it."""
+
+    tokens_per_step: int
+    tokens_per_second_per_gpu: float
+    tokens_per_day: float
+    tflops_per_gpu: dict[str, float]
+    mfu: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """ranks: parameters by pipeline rank."""
+
+    config: Config
+    schedule: Schedule
+    machine: Machine
+    parameters: ModelParameters
+    ranks: tuple[RankParameters, ...]
+    step: StepTime
+    rates: Rates
+    cost: RunCost
+
+
+def make_plan(config: Config) -> Plan:
+    """The plan of a config, for the number of ranks that its mesh asks for.
+
+    Raises ConfigError, or ScheduleError, for what cannot run or cannot be planned.
+    """
+    mesh, machine = mesh_of(config), machine_of(config.cluster)
+    validate(config, mesh.world)
+    schedule = schedule_of(config)
+    ranks = tuple(rank_parameters(config, schedule, rank) for rank in range(schedule.ranks))
+    step = step_time(config, schedule, ranks, machine)
+    return Plan(
+        config=config,
+        schedule=schedule,
+        machine=machine,
+        parameters=model_parameters(config.model),
+        ranks=ranks,
+        step=step,
+        rates=rates(config, step.seconds, machine),
+        cost=run_cost(config, ranks, machine),
+    )
+
+
+def rates(config: Config, step_seconds: float, machine: Machine) -> Rates:
+    """Of a step that takes so long."""
+    world, length = mesh_of(config).world, config.data.sequence_length
+    tokens = config.data.global_batch * length
+    per_gpu = tokens / step_seconds / world
+    flops = {
+        name: per_gpu * training_flops(config.model, length, causal=name == "causal", mtp=False)
+        for name in ("causal", "non_causal")
+    }
+    return Rates(
+        tokens_per_step=tokens,
+        tokens_per_second_per_gpu=per_gpu,
+        tokens_per_day=tokens / step_seconds * SECONDS_PER_DAY,
+        tflops_per_gpu={name: value / 1e12 for name, value in flops.items()},
+        mfu={name: value / machine.bf16 for name, value in flops.items()},
+    )

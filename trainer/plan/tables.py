@@ -1,0 +1,88 @@
+"""A plan as tables for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from rich.table import Table
+
+from trainer.plan.plan import Plan
+
+PARTS = {
+    "forward": "forward alone",
+    "pairs": "forward and backward together",
+    "input_gradient_and_backward": "backward alone",
+    "weight_gradient": "weight gradients alone",
+    "bubble": "bubble",
+    "optimizer": "gradient sums and optimizer",
+}
+
+
+def tables(plan: Plan) -> Iterator[Table]:
+    """In the order in which they are read."""
+    yield summary(plan)
+    yield step_table(plan)
+    yield cost_table(plan)
+
+
+def summary(plan: Plan) -> Table:
+    """The model, the speed, and what they follow from."""
+    p, rates = plan.parameters, plan.rates
+    sheet = plan.machine
+    table = _two_columns(
+        f"{plan.config.run.name}: {plan.cost.gpus:,} {sheet.gpu.upper()}, {plan.schedule.name}, "
+        f"products in {plan.config.plan.linear}, costs by {plan.config.plan.costs}"
+    )
+    activated = f"{p.activated / 1e9:,.2f}B activated per token"
+    table.add_row("parameters", f"{p.main / 1e9:,.2f}B, {activated}")
+    if p.mtp:
+        table.add_row("MTP modules", f"{p.mtp / 1e9:,.2f}B more")
+    table.add_row("tokens per step", f"{rates.tokens_per_step:,}")
+    table.add_row("step", f"{plan.step.seconds:,.3f} s")
+    table.add_row("tokens per second and GPU", f"{rates.tokens_per_second_per_gpu:,.0f}")
+    table.add_row("tokens per day", f"{rates.tokens_per_day / 1e9:,.1f}B")
+    for name, words in (("causal", "causal attention"), ("non_causal", "non-causal attention")):
+        share, tflops = rates.mfu[name], rates.tflops_per_gpu[name]
+        table.add_row(f"MFU, {words}", f"{share:.1%} of bfloat16's peak, {tflops:,.0f} TFLOP/s")
+    return table
+
+
+def step_table(plan: Plan) -> Table:
+    """Where the time of a step goes: mean over the ranks, and the ranks with most and least to
+    do."""
+    ranks = plan.step.by_rank
+    busiest = min(range(len(ranks)), key=lambda rank: ranks[rank].bubble)
+    idlest = max(range(len(ranks)), key=lambda rank: ranks[rank].bubble)
+    table = Table(title="Seconds of a step", title_justify="left")
+    table.add_column("")
+    for name in ("mean", "share", f"rank {busiest}, busiest", f"rank {idlest}, idlest"):
+        table.add_column(name, justify="right")
+    mean, busy, idle = asdict(plan.step.parts), asdict(ranks[busiest]), asdict(ranks[idlest])
+    for name, words in PARTS.items():
+        share = f"{mean[name] / plan.step.seconds:.1%}"
+        table.add_row(words, f"{mean[name]:.3f}", share, f"{busy[name]:.3f}", f"{idle[name]:.3f}")
+    return table
+
+
+def cost_table(plan: Plan) -> Table:
+    """The whole recipe."""
+    hours, cluster = plan.cost.gpu_hours, plan.config.cluster
+    table = _two_columns("The whole run")
+    for name, value in hours.items():
+        if value:
+            table.add_row(f"{name.replace('_', ' ')}, GPU-hours", f"{value:,.0f}")
+    per_trillion = plan.cost.gpu_hours_per_trillion_tokens
+    table.add_row("GPU-hours per trillion tokens", f"{per_trillion:,.0f}")
+    table.add_row("days", f"{plan.cost.days:,.1f}")
+    dollars = plan.cost.dollars(cluster)
+    table.add_row(f"dollars, at {cluster.price:g} per GPU-hour", f"{dollars:,.0f}")
+    table.add_row("MWh", f"{plan.cost.mwh(cluster, plan.machine):,.0f}")
+    return table
+
+
+def _two_columns(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    return table
