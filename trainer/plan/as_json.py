@@ -25,6 +25,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "step_seconds": plan.step.seconds,
         "parts_seconds": asdict(plan.step.parts),
         "parts_seconds_by_rank": [asdict(parts) for parts in plan.step.by_rank],
+        "flop_per_byte": plan.rule
+        and {
+            **asdict(plan.rule),
+            "hidden_by_experts": plan.rule.hidden_by_experts,
+            "hidden_by_layer": plan.rule.hidden_by_layer,
+        },
         "mfu": plan.rates.mfu,
         "tflops_per_gpu": plan.rates.tflops_per_gpu,
         "tokens_per_second_per_gpu": plan.rates.tokens_per_second_per_gpu,

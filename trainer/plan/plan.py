@@ -10,6 +10,7 @@ from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.plan.datasheets import Machine, machine_of
 from trainer.plan.flops import training_flops
+from trainer.plan.overlap_rule import OverlapRule, overlap_rule
 from trainer.plan.parameters import (
     ModelParameters,
     RankParameters,
@@ -36,7 +37,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Plan:
-    """ranks: parameters by pipeline rank."""
+    """ranks: parameters by pipeline rank. rule: where there are all-to-alls."""
 
     config: Config
     schedule: Schedule
@@ -45,6 +46,7 @@ class Plan:
     ranks: tuple[RankParameters, ...]
     step: StepTime
     rates: Rates
+    rule: OverlapRule | None
     cost: RunCost
 
 
@@ -66,6 +68,7 @@ def make_plan(config: Config) -> Plan:
         ranks=ranks,
         step=step,
         rates=rates(config, step.seconds, machine),
+        rule=overlap_rule(config, mesh, machine),
         cost=run_cost(config, ranks, machine),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
+from trainer.plan.overlap_rule import OverlapRule
 from trainer.plan.plan import Plan
 
 PARTS = {
@@ -45,7 +46,20 @@ def summary(plan: Plan) -> Table:
     for name, words in (("causal", "causal attention"), ("non_causal", "non-causal attention")):
         share, tflops = rates.mfu[name], rates.tflops_per_gpu[name]
         table.add_row(f"MFU, {words}", f"{share:.1%} of bfloat16's peak, {tflops:,.0f} TFLOP/s")
+    if plan.rule is not None:
+        table.add_row("FLOP per byte of all-to-alls", _rule(plan.rule))
     return table
+
+
+def _rule(rule: OverlapRule) -> str:
+    """On which side of DeepSeek-V4's rule a config lies, and of the same for whole layers."""
+    hidden = "experts hide them" if rule.hidden_by_experts else "a whole layer hides them"
+    if not rule.hidden_by_layer:
+        hidden = "more than a layer computes in that time"
+    return (
+        f"experts {rule.experts:,.0f}, layer {rule.layer:,.0f}, machine on its {rule.link} "
+        f"{rule.machine:,.0f}: {hidden}"
+    )
 
 
 def step_table(plan: Plan) -> Table:
