@@ -1,4 +1,4 @@
-"""The planner: counts equal to those of the model itself, times equal to what DeepSeek published."""
+"""The planner: counts are those of the model, times close to what DeepSeek published."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ SMALL = ModelConfig(
 
 @pytest.mark.parametrize("query_latent", [None, 12])
 def test_flops_are_those_that_torch_counts(query_latent: int | None) -> None:
-    """A forward of every part; torch counts attention as non-causal, and on a CPU only if it is made
-    of products."""
+    """A forward of every part. torch counts attention as non-causal, and on a CPU only where it is
+    made of products."""
     model = ModelConfig(
         **{**vars(SMALL), "attention": AttentionConfig(2, query_latent, 8, 4, 4, 8)}
     )

@@ -28,8 +28,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "flop_per_byte": plan.rule
         and {
             **asdict(plan.rule),
-            "hidden_by_experts": plan.rule.hidden_by_experts,
-            "hidden_by_layer": plan.rule.hidden_by_layer,
+            "experts_hide_below": plan.rule.experts_hide_below,
+            "pair_hides_below": plan.rule.pair_hides_below,
         },
         "mfu": plan.rates.mfu,
         "tflops_per_gpu": plan.rates.tflops_per_gpu,

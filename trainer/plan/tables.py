@@ -47,18 +47,16 @@ def summary(plan: Plan) -> Table:
         share, tflops = rates.mfu[name], rates.tflops_per_gpu[name]
         table.add_row(f"MFU, {words}", f"{share:.1%} of bfloat16's peak, {tflops:,.0f} TFLOP/s")
     if plan.rule is not None:
-        table.add_row("FLOP per byte of all-to-alls", _rule(plan.rule))
+        table.add_row(*_rule(plan.rule))
     return table
 
 
-def _rule(rule: OverlapRule) -> str:
-    """On which side of DeepSeek-V4's rule a config lies, and of the same for whole layers."""
-    hidden = "experts hide them" if rule.hidden_by_experts else "a whole layer hides them"
-    if not rule.hidden_by_layer:
-        hidden = "more than a layer computes in that time"
+def _rule(rule: OverlapRule) -> tuple[str, str]:
+    """On which side of DeepSeek-V4's rule a config lies: above 100 % always hidden."""
     return (
-        f"experts {rule.experts:,.0f}, layer {rule.layer:,.0f}, machine on its {rule.link} "
-        f"{rule.machine:,.0f}: {hidden}"
+        f"all-to-alls ({rule.link}) are hidden",
+        f"by a pair below {rule.pair_hides_below:.0%} of the GPU's peak, by experts alone below "
+        f"{rule.experts_hide_below:.0%}",
     )
 
 
