@@ -36,6 +36,7 @@ FORBIDDEN = {
     "checkpoint": ("run", "bench", "report", "generate"),
     "report": ("run", "bench", "build"),
     "guard": ("build", "run", "bench", "report"),
+    "preflight": ("build", "run", "bench", "report", "model", "data", "optim", "checkpoint"),
     "generate": ("run", "bench", "report", "build"),
     "plan": ("run", "bench", "report", "generate"),
 }

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.errors import TandemError
+from parallel.ranks.cuda_environment import cuda_environment_advice, prepare_cuda_environment
 from parallel.ranks.environment import STORE, place_from_environment
 from parallel.ranks.fresh_store import fresh_store
 from parallel.ranks.roll_call import RollCall
@@ -37,8 +38,11 @@ class Process:
 
     def device(self, wanted: str) -> torch.device:
         """wanted: "cpu", "cuda", or "auto": CUDA where each local process can have a GPU."""
+        if wanted == "cpu":
+            return torch.device("cpu")
+        prepare_cuda_environment()
         enough = torch.cuda.is_available() and torch.cuda.device_count() >= self.local_world
-        if wanted == "cpu" or (wanted == "auto" and not enough):
+        if wanted == "auto" and not enough:
             return torch.device("cpu")
         if not enough:
             raise DeviceError(
@@ -54,12 +58,8 @@ def join(process: Process, device: torch.device, timeout: timedelta, init_method
     Returns the roll call, which says who is missing when a collective fails.
     """
     if device.type == "cuda":
-        # One connection lets a communication kernel block computation that could hide it
-        # (Megatron-LM PR 6429: overlap gains 3.7 % with 1, 7.8 % with 32).
-        connections = os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-        if connections == "1" and process.rank == 0:
-            advice = "CUDA_DEVICE_MAX_CONNECTIONS=1 throttles overlap: set it to 32"
-            warnings.warn(advice, stacklevel=2)
+        for line in cuda_environment_advice(os.environ) if process.rank == 0 else ():
+            warnings.warn(line, stacklevel=2)
         torch.cuda.set_device(device)
         # NCCL's own flight recorder: the last collectives of each rank, written on a timeout.
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
