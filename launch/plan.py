@@ -11,10 +11,12 @@ if __name__ == "__main__":
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config.parse import config_parser, parse
+from parallel.files.outputs import require_outputs, write_file
+from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.run.exit import reported
 
 # All else is imported by the functions that need it, so that wrong arguments need not wait for it.
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from trainer.config.schema import Config
+    from trainer.plan.sweep import Choice, Variant
 
 EXAMPLES = """\
 examples:
@@ -30,6 +33,7 @@ examples:
   python launch/plan.py --config configs/deepseek_v3_2048.yaml \\
       --sweep pipeline.schedule=dualpipe,dualpipev,zbv,1f1b mesh.expert=32,64
   python launch/plan.py --config configs/cluster_64gpu.yaml --plan.costs costs.yaml
+  python launch/plan.py --config configs/deepseek_v3_2048.yaml --html plan.html
 
 Times come from plan.costs: roofline, deepseek-h800, or a file that throughput.py --save-costs
 wrote. --sweep plans every combination of the given values; where the table then has another number
@@ -53,39 +57,52 @@ def _main(arguments: Sequence[str]) -> int:
         metavar="KEY=VALUE,VALUE",
         help="Plan every combination of these values, best first.",
     )
+    add("--html", metavar="FILE", type=Path, help="Also write it as a page that needs no other.")
     config, given = parse(parser, arguments)
-    if given.sweep:
-        return _sweep(config, given)
+    if given.html:
+        require_outputs({"--html": given.html}, ["--html"])
+    _run(config, given, to_yaml(parser, given))
+    return 0
+
+
+def _run(config: Config, given: Namespace, whole_config: str) -> None:
     from trainer.plan.as_json import as_json
+    from trainer.plan.page.page import DEFAULT_SWEEP, page
     from trainer.plan.plan import make_plan
+    from trainer.plan.sweep import read_choices
+    from trainer.plan.sweep_table import sweep_json, sweep_table
     from trainer.plan.tables import tables
 
-    plan = make_plan(config)
-    if given.json:
-        print(json.dumps(as_json(plan), indent=2))
+    if given.sweep:
+        choices = read_choices(given.sweep)
+        variants = _swept(config, choices)
+        _print(given.json, sweep_json(choices, variants), [sweep_table(choices, variants)])
     else:
-        _print(*tables(plan))
-    return 0
+        plan = make_plan(config)
+        _print(given.json, as_json(plan), tables(plan))
+    if given.html:
+        if given.sweep:
+            plan = make_plan(config)
+        else:
+            choices = read_choices(DEFAULT_SWEEP)
+            variants = _swept(config, choices)
+        write_file(given.html, page(plan, choices, variants, whole_config))
 
 
-def _sweep(config: Config, given: Namespace) -> int:
+def _swept(config: Config, choices: list[Choice]) -> list[Variant]:
     from trainer.io.count_progress import count_progress
-    from trainer.plan.sweep import read_choices, sweep
-    from trainer.plan.sweep_table import sweep_json, sweep_table
+    from trainer.plan.sweep import sweep
 
-    choices = read_choices(given.sweep)
     with count_progress("plans") as progress:
-        variants = sweep(config, choices, progress)
-    if given.json:
-        print(json.dumps(sweep_json(choices, variants), indent=2))
-    else:
-        _print(sweep_table(choices, variants))
-    return 0
+        return sweep(config, choices, progress)
 
 
-def _print(*tables: object) -> None:
+def _print(as_json: bool, values: object, tables: Iterable[object]) -> None:
     from rich.console import Console
 
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
     # As wide as the tables are, where the output is a file.
     console = Console() if Console().is_terminal else Console(width=120)
     for table in tables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -277,3 +278,25 @@ def test_what_cannot_be_planned_is_one_line(
     assert main(["--config", TINY, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)
+
+
+def test_the_page_needs_nothing_else_and_shows_the_config_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "made" / "plan.html"
+    hostile = "</script><script>alert(1)</script>"
+    options = ["--data.text_field", hostile, "--sweep", "pipeline.schedule=1f1b,dualpipe"]
+    assert main(["--config", TINY, "--html", str(file), *options]) == 0
+    capsys.readouterr()
+    page = file.read_text()
+    assert hostile not in page and page.count("</script>") == 2
+    assert not re.search(r"""(src|href)\s*=|@import|url\(|fetch\(""", page)
+    data = json.loads(page.split('id="plan">')[1].split("</script>")[0])
+    assert hostile in data["config"]
+    assert main(["--config", TINY, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {key: data[key] for key in said} == said
+    items = data["timeline"]["ranks"][0]
+    assert len(items) == len(schedule_of(config(TINY)).programs[0])
+    assert [row["values"] for row in data["what_if"]["rows"]] == [["1f1b"], ["dualpipe"]]
+    assert main(["--config", TINY, "--html", "/dev/null/page.html"]) == 2

@@ -10,23 +10,28 @@ from rich.table import Table
 from trainer.plan.as_json import as_json
 from trainer.plan.sweep import Choice, Variant
 
+FIGURES = (
+    "GPUs", "step, s", "tokens/s/GPU", "MFU", "bubble", "GPU-hours per T tokens", "problem",
+)  # fmt: skip
+
 
 def sweep_table(choices: Sequence[Choice], variants: Sequence[Variant]) -> Table:
     """A row for each combination, best first."""
     table = Table(title="What if, best first", title_justify="left")
     for choice in choices:
         table.add_column(choice.key.split(".")[-1])
-    for name in ("GPUs", "step, s", "tokens/s/GPU", "MFU", "bubble", "GPU-hours per T tokens"):
-        table.add_column(name, justify="right")
+    for name in FIGURES:
+        table.add_column(name, justify="left" if name == "problem" else "right")
     for variant in variants:
-        table.add_row(*variant.texts, *_figures(variant))
+        table.add_row(*variant.texts, *figures(variant))
     return table
 
 
-def _figures(variant: Variant) -> list[str]:
+def figures(variant: Variant) -> list[str]:
+    """As text, in the order of FIGURES."""
     plan = variant.plan
     if plan is None:
-        return ["", "", "", "", "", variant.problem]
+        return ["", "", "", "", "", "", variant.problem]
     parts = plan.step.parts
     return [
         f"{plan.cost.gpus:,}",
@@ -35,6 +40,7 @@ def _figures(variant: Variant) -> list[str]:
         f"{plan.rates.mfu['causal']:.1%}",
         f"{parts.bubble / plan.step.seconds:.1%}",
         f"{plan.cost.gpu_hours_per_trillion_tokens:,.0f}",
+        "",
     ]
 
 

@@ -27,14 +27,18 @@ def tables(plan: Plan) -> Iterator[Table]:
     yield cost_table(plan)
 
 
+def heading(plan: Plan) -> str:
+    """What is planned, in one line."""
+    return (
+        f"{plan.cost.gpus:,} {plan.machine.gpu.upper()}, {plan.schedule.name}, products in "
+        f"{plan.config.plan.linear}, costs by {plan.config.plan.costs}"
+    )
+
+
 def summary(plan: Plan) -> Table:
     """The model, the speed, and what they follow from."""
     p, rates = plan.parameters, plan.rates
-    sheet = plan.machine
-    table = _two_columns(
-        f"{plan.config.run.name}: {plan.cost.gpus:,} {sheet.gpu.upper()}, {plan.schedule.name}, "
-        f"products in {plan.config.plan.linear}, costs by {plan.config.plan.costs}"
-    )
+    table = _two_columns(f"{plan.config.run.name}: {heading(plan)}")
     activated = f"{p.activated / 1e9:,.2f}B activated per token"
     table.add_row("parameters", f"{p.main / 1e9:,.2f}B, {activated}")
     if p.mtp:
