@@ -19,6 +19,7 @@ from parallel.ranks.cuda_environment import CUDA_ENVIRONMENT, cuda_environment_a
 from tests.commands import ROOT, wait_for
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
+from trainer.run.rank import grace
 
 SUBMIT = ROOT / "launch" / "submit"
 SCRIPTS = ("environment.sh", "node.sh", "slurm.sbatch")
@@ -48,15 +49,39 @@ def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", SUBMIT / script], check=True)
 
 
+def exported() -> dict[str, str]:
+    """What environment.sh sets where nothing else has."""
+    done = subprocess.run(
+        ["bash", "-c", f"PROCESSES=2; . {SUBMIT / 'environment.sh'}; env"],
+        text=True, capture_output=True, check=True, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+
+
 def test_the_environment_is_what_a_run_on_cuda_asks_for() -> None:
-    script = f"PROCESSES=2; unset {' '.join(CUDA_ENVIRONMENT)}; . {SUBMIT / 'environment.sh'}; env"
-    done = subprocess.run(["bash", "-c", script], text=True, capture_output=True, check=True)
-    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    found = exported()
     assert {name: found[name] for name in CUDA_ENVIRONMENT} == CUDA_ENVIRONMENT
     assert cuda_environment_advice(found) == []
     for name, value in (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("CUDA_MODULE_LOADING", "lazy")):
         (line,) = cuda_environment_advice({**found, name: value})
         assert line.startswith(f"{name}=") and CUDA_ENVIRONMENT[name] in line
+
+
+def test_each_variable_is_explained() -> None:
+    explained = (ROOT / "docs" / "scale.md").read_text()
+    for name in re.findall(r"export (\w+)=", (SUBMIT / "environment.sh").read_text()):
+        assert f"`{name}`" in explained, name
+
+
+def test_a_rank_may_end_its_step_before_torchrun_slurm_or_kubernetes_kills_it() -> None:
+    environment = exported()
+    ranks, torchrun = grace(environment), int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    slurm = re.search(r"--signal=B:USR1@(\d+)", (SUBMIT / "slurm.sbatch").read_text())
+    node = documents()[0]["spec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert slurm is not None
+    assert 60 < ranks < torchrun < min(int(slurm[1]), pod["terminationGracePeriodSeconds"])
+    assert grace({}) < 30
 
 
 # --- node.sh ---------------------------------------------------------------------------------
@@ -190,6 +215,30 @@ def test_a_misspelt_key_of_the_manifest_is_seen() -> None:
     job["spec"]["trainer"]["numNodes"] = "8"
     with pytest.raises(ValueError, match="numNodes"):
         understood(job)
+
+
+def test_the_pod_of_the_manifest_tells_node_sh_where_it_stands(tmp_path: Path) -> None:
+    node = documents()[0]["spec"]["template"]["spec"]["replicatedJobs"][0]
+    (container,) = node["template"]["spec"]["template"]["spec"]["containers"]
+    trainer = documents()[1]["spec"]["trainer"]
+    given = {
+        "NNODES": str(trainer["numNodes"]), "NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+        "NODE_RANK": "3", "MASTER_ADDR": "job-node-0-0.job", "MASTER_PORT": "29500",
+    }  # fmt: skip
+    pod = {variable["name"]: f"its-{variable['name']}" for variable in container["env"]}
+    program(tmp_path / "bin", "python", "exit 0")
+    variables = {f"PET_{name}": value for name, value in given.items()}
+    subprocess.run(
+        [part.replace("/tandem/", f"{ROOT}/") for part in container["command"]] + trainer["args"],
+        env=environment(tmp_path, **variables, **pod | {"STARTS": "0"}), check=True,
+    )  # fmt: skip
+    preflight, train = calls(tmp_path, "python")
+    for part in (
+        "--nnodes 8 --nproc-per-node 8", "--local-addr its-ADDRESS", "is_host=false",
+    ):  # fmt: skip
+        assert part in preflight and part in train
+    assert "--rdzv-endpoint job-node-0-0.job:29500 --rdzv-id its-JOB" in train
+    assert "preflight.py --config" in preflight and train.endswith(" ".join(trainer["args"]))
 
 
 def world(config: str, options: Sequence[str] = ()) -> int:

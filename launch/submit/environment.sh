@@ -32,6 +32,10 @@ fi
 # that in vain (torch 2.14).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
 
+# Seconds that ranks have after SIGTERM to end their step and save; Slurm and Kubernetes give node.sh
+# 180. torchrun's own 30 are too few for a large model. The ranks read this too.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-150}"
+
 # Where a rank goes, torch's C++ side of all others warns, with a stack of its own; the ranks
 # themselves say who is missing.
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"

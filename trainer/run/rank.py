@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -20,6 +20,9 @@ from trainer.run.signals import StopRequest
 # silent for this long lets another say what is wrong once, and still speaks if that has nothing to
 # say.
 _SILENCE = 3.0
+# How long torchrun waits after SIGTERM before it kills its ranks, and what it waits unless told.
+_TORCHRUN_WAITS, _USUAL_WAIT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0
+_TO_LEAVE = 10.0  # seconds of these
 
 
 @contextmanager
@@ -36,11 +39,17 @@ def said_once() -> Iterator[None]:
 def run_rank(prog: str, command: Callable[[StopRequest], None]) -> NoReturn:
     """Run a rank's part to its end and exit. No failure hangs in a peer's collective: a rank that
     fails leaves at once, without waiting for threads that wait for other ranks."""
-    stop = StopRequest(prog)
+    stop = StopRequest(prog, grace(os.environ))
     code = reported(prog, lambda: _run(command, stop))
     if code == 0:
         sys.exit(0)
     os._exit(code)
+
+
+def grace(environment: Mapping[str, str]) -> float:
+    """Seconds that a step may still take after a signal to stop: most of what torchrun waits."""
+    given = environment.get(_TORCHRUN_WAITS, "")
+    return max(float(given) if given.isdecimal() else _USUAL_WAIT, 2 * _TO_LEAVE) - _TO_LEAVE
 
 
 def _run(command: Callable[[StopRequest], None], stop: StopRequest) -> int:

@@ -27,9 +27,9 @@ _IMPATIENT = 3.0  # seconds after which a second signal means to exit at once
 class StopRequest:
     """Whether this process has been asked to stop. Make it before any other thread is started."""
 
-    def __init__(self, prog: str, grace: float = 20.0) -> None:
-        """prog: who speaks. grace: seconds from the signal to a forced exit; less than the 30 that
-        torchrun waits. Signals that are ignored, as under nohup, stay so."""
+    def __init__(self, prog: str, grace: float) -> None:
+        """prog: who speaks. grace: seconds from the signal to a forced exit; less than torchrun
+        waits. Signals that are ignored, as under nohup, stay so."""
         self.signal: int | None = None
         self._prog = prog
         self._grace = grace
