@@ -17,6 +17,7 @@ from trainer.config.config_file import with_extended
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse, to_yaml
 from trainer.config.validate import validate
+from trainer.dry.command import add_dry_run_options, dry_run, dry_run_wanted
 from trainer.run.exit import reported
 from trainer.run.local_ranks import limit_threads, require_room, run_again_and_again
 from trainer.run.print_schedule import add_schedule_options, print_schedule, schedule_wanted
@@ -28,6 +29,7 @@ examples:
   python launch/train.py --config configs/cpu_4proc.yaml --run.steps 20
   python launch/train.py --config configs/single.yaml --data.path my_texts/ --print-config
   python launch/train.py --config configs/deepseek_v3_2048.yaml --print-schedule
+  python launch/train.py --config configs/deepseek_v3_2048.yaml --dry-run --rank 1024
   torchrun --nproc-per-node 4 launch/train.py --config configs/cpu_4proc.yaml
 """
 
@@ -40,10 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(arguments: Sequence[str]) -> int:
     parser = config_parser("train", __doc__ or "", EXAMPLES)
     add_schedule_options(parser)
+    add_dry_run_options(parser)
     with said_once():
         config, namespace = parse(parser, arguments)
         if schedule_wanted(namespace):
             return print_schedule(config, namespace)
+        if dry_run_wanted(namespace):
+            return dry_run(config, namespace)
         place, ranks = place_from_environment(), mesh_of(config).world
         if place is None:
             require_room("train", ranks)

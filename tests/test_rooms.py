@@ -39,6 +39,7 @@ FORBIDDEN = {
     "preflight": ("build", "run", "bench", "report", "model", "data", "optim", "checkpoint"),
     "generate": ("run", "bench", "report", "build"),
     "plan": ("run", "bench", "report", "generate"),
+    "dry": ("bench", "report", "generate", "checkpoint"),
 }
 NO_TORCH = (
     "parallel/files",

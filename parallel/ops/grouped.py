@@ -64,7 +64,7 @@ def _product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
 
 def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor) -> None:
     """Add each expert's weight gradient, its rows of grad transposed times its rows of x."""
-    if len(x_PI) and x_PI.is_cuda and _served(grad_PO, x_PI):
+    if len(x_PI) and not x_PI.is_cpu and _served(grad_PO, x_PI):
         product_EOI = grouped_mm(grad_PO.t(), x_PI, offs=ends_E)
         # Experts without a token have undefined gradients on some GPUs (pytorch issue 172439).
         rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
@@ -95,6 +95,6 @@ def _around(rows: range, total: int) -> range:
 
 def _served(a: Tensor, b: Tensor) -> bool:
     """Whether grouped_mm takes these operands, without a sync on CUDA."""
-    dtypes = (torch.bfloat16,) if a.is_cuda else (torch.float32, torch.bfloat16)
+    dtypes = (torch.float32, torch.bfloat16) if a.is_cpu else (torch.bfloat16,)
     widths = (a.shape[-1], *b.shape[-2:])
     return a.dtype in dtypes and all(width * a.element_size() % _ALIGNMENT == 0 for width in widths)

@@ -39,7 +39,7 @@ def add_product(into_OI: Tensor, grad_TO: Tensor, x_TI: Tensor) -> None:
             into_OI.add_(linear_product(grad_TO.t(), x_TI.t()))
         else:
             into_OI.addmm_(grad_TO.t(), x_TI)
-    elif into_OI.is_cuda and grad_TO.dtype == x_TI.dtype:
+    elif not into_OI.is_cpu and grad_TO.dtype == x_TI.dtype:
         torch.addmm(into_OI, grad_TO.t(), x_TI, out_dtype=into_OI.dtype, out=into_OI)
     else:
         narrow = torch.bfloat16 in (grad_TO.dtype, x_TI.dtype)

@@ -140,7 +140,8 @@ def channel_groups(
     world, which makes len(pipelines) x len(channels) groups: 3840 calls for 128 pipelines of 16
     ranks with neighbours linked both ways, of which a rank is in at most four.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backends = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
+    backend = backends[device.type]  # of the world's: gloo, NCCL, or torch's fake one
     place: dict[RankSet, Channel] = {
         (ranks[source], ranks[destination]): (source, destination)
         for ranks in pipelines

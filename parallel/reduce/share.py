@@ -62,7 +62,7 @@ class Share:
         flat, group = self.bucket.gradient, self.bucket.group
         if group is None:
             return _nothing
-        if self.cut is None or not flat.is_cuda:  # gloo's all-reduce takes a third of the time
+        if self.cut is None or flat.is_cpu:  # gloo's all-reduce takes a third of the time
             return _waiting(dist.all_reduce(flat, group=group, async_op=True))
         sections = self._packed(flat)
         mine = sections[self._index]
@@ -105,9 +105,15 @@ class Share:
         assert self.cut is not None
         done = 0
         for start, stop in self.cut[index]:
-            if flat[start:stop].data_ptr() != row[done:].data_ptr():
+            if not _same_place(flat[start:stop], row[done:]):
                 flat[start:stop] = row[done : done + stop - start]
             done += stop - start
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether two views begin at one place of one storage."""
+    one_storage = a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return one_storage and bool(a.storage_offset() == b.storage_offset())
 
 
 def _nothing() -> None:

@@ -38,8 +38,8 @@ class Recomputed:
     def release(self, kept: Sequence[Tensor]) -> None:
         """Free the outputs, except for what they share with the inputs and with `kept`."""
         others = (*kept, *(value for value in self._inputs if isinstance(value, Tensor)))
-        stay = {other.untyped_storage().data_ptr() for other in others}
-        self._storages = [None if s is None or s.data_ptr() in stay else s for s in self._storages]
+        stay = {other.untyped_storage()._cdata for other in others}
+        self._storages = [None if s is None or s._cdata in stay else s for s in self._storages]
         for storage in self._storages:
             if storage is not None:
                 storage.resize_(0)

@@ -231,11 +231,11 @@ def _transport(
     config: Config, mesh: Mesh, schedule: Schedule, rank: int, device: torch.device
 ) -> Transport | None:
     """The channels to the other ranks of this rank's pipeline, opened; None if it has no others."""
+    if mesh.pipeline == 1:
+        return None
     ranks, timeout = mesh.pipeline_group(rank), timedelta(seconds=config.run.timeout)
     pipelines = [mesh.pipeline_group(r) for r in range(mesh.data)]
     groups = channel_groups(pipelines, channels(lower(schedule)), rank, timeout, device)
-    if mesh.pipeline == 1:
-        return None
     transport = Transport(
         rank=mesh.coordinate(rank).pipeline,
         ranks=ranks,

@@ -39,7 +39,7 @@ class AdamW:
         if moments[0].dtype == piece.master.dtype:
             self._step(piece.master, piece.gradient, moments, learning_rate, updates)
             return
-        at_once = _ON_A_GPU if piece.master.is_cuda else _WIDENED_AT_ONCE
+        at_once = _WIDENED_AT_ONCE if piece.master.is_cpu else _ON_A_GPU
         parts = (tensor.split(at_once) for tensor in (piece.master, piece.gradient, *moments))
         for master, gradient, *narrow in zip(*parts):
             wide = [moment.to(master.dtype) for moment in narrow]

@@ -28,7 +28,9 @@ def add_schedule_options(parser: ArgumentParser) -> None:
         "exit: see docs/recipe.md.",
     )
     parser.add_argument(
-        "--json", action="store_true", help="With --print-schedule: as one JSON object."
+        "--json",
+        action="store_true",
+        help="With --print-schedule or --dry-run: as one JSON object.",
     )
     parser.add_argument(
         "--picture",
@@ -42,9 +44,10 @@ def schedule_wanted(given: Namespace) -> bool:
     """Whether the table is asked for; ConfigError for an option that makes no sense without."""
     if given.print_schedule:
         return True
-    for option, value in (("--json", given.json), ("--picture", given.picture)):
-        if value:
-            raise ConfigError(f"{option} has no effect without --print-schedule")
+    if given.picture:
+        raise ConfigError("--picture has no effect without --print-schedule")
+    if given.json and not given.dry_run:
+        raise ConfigError("--json has no effect without --print-schedule or --dry-run")
     return False
 
 

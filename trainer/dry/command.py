@@ -1,0 +1,69 @@
+"""`launch/train.py --dry-run`: a step of one rank of the whole world, with nothing started."""
+
+from __future__ import annotations
+
+import json
+
+from jsonargparse import ArgumentParser, Namespace
+
+from trainer.config.derived import mesh_of
+from trainer.config.schema import Config
+from trainer.config.validate import validate
+from trainer.errors import ConfigError
+from trainer.io.terminal import plain_console
+
+OPTIONS = ("--rank", "--micro-batches")
+
+
+def add_dry_run_options(parser: ArgumentParser) -> None:
+    """Options beside the keys of a config."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Run the step of one rank of the config's world at its real sizes, with nothing "
+        "computed, sent or allocated, and say what it would send, hold and wait for: see "
+        "docs/scale.md.",
+    )
+    parser.add_argument(
+        "--rank", type=int, help="With --dry-run: which rank of the world, 0 if not given."
+    )
+    parser.add_argument(
+        "--micro-batches",
+        type=int,
+        help="With --dry-run: of the step; if not given, pipeline.micro_batches.",
+    )
+
+
+def dry_run_wanted(given: Namespace) -> bool:
+    """Whether one is asked for; ConfigError for an option that makes no sense without."""
+    if not given.dry_run:
+        for option in OPTIONS:
+            if given[option.removeprefix("--").replace("-", "_")] is not None:
+                raise ConfigError(f"{option} has no effect without --dry-run")
+    return bool(given.dry_run)
+
+
+def dry_run(config: Config, given: Namespace) -> int:
+    """The exit code. Raises ConfigError for a config that its own number of ranks cannot run or a
+    rank that it does not have, DryRunError where tensors of host and device meet."""
+    world, rank = mesh_of(config).world, given.rank or 0
+    validate(config, world)
+    if not 0 <= rank < world:
+        raise ConfigError(f"--rank is {rank}: this config has ranks 0 to {world - 1}")
+    # Torch comes after what a bad config need not wait for.
+    from trainer.dry.device import pretended_gpu
+    from trainer.dry.rank import dry_step, with_micro_batches
+    from trainer.dry.table import as_json, as_lines
+
+    if given.micro_batches is not None:
+        config = with_micro_batches(config, given.micro_batches)
+        validate(config, world)
+    errors, console = plain_console(stderr=True), plain_console()
+    with errors.status("building the rank", spinner="line") as status:
+        record = dry_step(config, rank, pretended_gpu(), status.update)
+    if given.json:
+        print(json.dumps(as_json(record, config.model)))
+    else:
+        for line in as_lines(record, config.model):
+            console.print(line)
+    return 0
