@@ -36,6 +36,8 @@ launch/submit/node.sh runs it on all nodes before it trains. What is measured, o
   all-to-all        of the ranks of each node: NVLink, on most machines.
   link              between nodes, from rank to rank, there and back, with up to eight other nodes;
                     the best counts, since the others of a slow node are slow only with it.
+On CUDA the medians are also held against what the section cluster of the config says, so that it is
+seen where all nodes are slow: where NCCL does not find the cards of the network, say.
 A rank is slow below --slow times the median of all ranks. Of two nodes with a slow link between
 them nobody can say which one it is. docs/scale.md has more.
 """
@@ -54,8 +56,10 @@ def _main(arguments: Sequence[str]) -> int:
         if place is None:
             require_room("preflight", world)
         validate(config, world if place is None else place.world)
-        if not 0 < options["slow"] < 1 or options["skew"] <= 0 or options["free"] < 0:
-            raise ConfigError("--slow is between 0 and 1, --skew above 0, --free 0 or more")
+        if not (0 < options["slow"] < 1 and 0 <= options["least"] < 1):
+            raise ConfigError("--slow and --least are parts of a rate, between 0 and 1")
+        if options["skew"] <= 0 or options["free"] < 0:
+            raise ConfigError("--skew is above 0, --free 0 or more")
     if place is None and world > 1:
         return run_ranks_here("preflight", world)
     run_rank("preflight", lambda stop: _rank(config, options, stop))
@@ -68,17 +72,20 @@ def _parse(arguments: Sequence[str]) -> tuple[Config, dict[str, float]]:
     add("--slow", type=float, default=0.8, help=slow)
     skew = "Seconds by which a node's clock may be off. (default: %(default)s)"
     add("--skew", type=float, default=1.0, help=skew)
+    least = "All are slow where the median is below this part of what the section cluster says."
+    add("--least", type=float, default=0.3, help=f"{least} (default: %(default)s)")
     free = "GiB that run.dir must have free. (default: %(default)s)"
     add("--free", type=float, default=1.0, help=free)
     add("--json", action="store_true", help="Print one JSON object instead of a table.")
     config, given = parse(parser, arguments)
-    return config, {name: given[name] for name in ("slow", "skew", "free", "json")}
+    return config, {name: given[name] for name in ("slow", "least", "skew", "free", "json")}
 
 
 def _rank(config: Config, options: dict[str, float], stop: StopRequest) -> None:
     from parallel.ranks.process import Process, join, leave
     from trainer.io.terminal import plain_console
-    from trainer.preflight.judge import Limits
+    from trainer.plan.datasheets import machine_of
+    from trainer.preflight.judge import Limits, stated
     from trainer.preflight.preflight import PreflightError, preflight
     from trainer.preflight.report import as_json, show
 
@@ -94,7 +101,13 @@ def _rank(config: Config, options: dict[str, float], stop: StopRequest) -> None:
             say(f"preflight: {what}")
 
     with roll_call.held_on_failure(lambda: stop.asked):
-        limits = Limits(options["slow"], options["skew"], int(options["free"] * 2**30))
+        limits = Limits(
+            slow=options["slow"],
+            skew=options["skew"],
+            free=int(options["free"] * 2**30),
+            least=options["least"],
+            stated=stated(machine_of(config.cluster)) if device.type == "cuda" else {},
+        )
         result = preflight(process, device, Path(config.run.dir), limits, begin, timeout)
     if first and options["json"]:
         print(json.dumps(as_json(result), indent=2), flush=True)

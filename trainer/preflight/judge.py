@@ -7,24 +7,29 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.plan.datasheets import Machine
 from trainer.preflight.reading import Reading
 
 
 @dataclass(frozen=True)
 class Limits:
     """slow: the part of the median below which a rate is too low. skew: seconds by which a clock
-    may be off the median. free: bytes that run.dir must have."""
+    may be off the median. free: bytes that run.dir must have. stated: what the machines should do,
+    by the names of RATES; none for a rate that nobody has stated. least: the part of it below which
+    the median is too low."""
 
     slow: float
     skew: float
     free: int
+    least: float
+    stated: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """node: the number of the one that is unlike the others."""
+    """node: the number of the one that is unlike the others; None where it is all of them."""
 
-    node: int
+    node: int | None
     line: str
 
 
@@ -36,6 +41,11 @@ RATES: Mapping[str, tuple[Callable[[Reading], float | None], str]] = {
 """(the rate of a rank, its unit)."""
 
 
+def stated(machine: Machine) -> dict[str, float]:
+    """What a machine's datasheet, or its config, says of each of RATES."""
+    return dict(zip(RATES, (machine.bf16, machine.nvlink, machine.network), strict=True))
+
+
 def problems(readings: Sequence[Reading], limits: Limits) -> list[Problem]:
     """By node. readings: of all ranks."""
     found = [
@@ -45,7 +55,8 @@ def problems(readings: Sequence[Reading], limits: Limits) -> list[Problem]:
         *_disks(readings, limits.free),
         *_slow(readings, limits.slow),
     ]
-    return sorted(dict.fromkeys(found), key=lambda problem: problem.node)
+    by_node = sorted(dict.fromkeys(found), key=lambda problem: problem.node or 0)
+    return [*_all_slow(readings, limits), *by_node]
 
 
 def scaled(rate: float, unit: str) -> str:
@@ -115,4 +126,19 @@ def _slow(readings: Sequence[Reading], slow: float) -> list[Problem]:
                     f"{scaled(rate, unit)}, {rate / usual:.0%} of the median {scaled(usual, unit)}"
                 )
                 found.append(Problem(reading.node, line))
+    return found
+
+
+def _all_slow(readings: Sequence[Reading], limits: Limits) -> list[Problem]:
+    """What is slow everywhere, as links are where NCCL does not find the network's cards."""
+    found = []
+    for what, (of, unit) in RATES.items():
+        usual, stated = median([of(reading) for reading in readings]), limits.stated.get(what)
+        if usual is not None and stated is not None and usual < limits.least * stated:
+            line = (
+                f"all nodes are slow: {what} {scaled(usual, unit)} in the median, "
+                f"{usual / stated:.0%} of the {scaled(stated, unit)} that cluster.gpu stands for: "
+                "correct that section of the config, or see with NCCL_DEBUG=INFO what is used"
+            )
+            found.append(Problem(None, line))
     return found

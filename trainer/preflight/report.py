@@ -36,16 +36,25 @@ class Result:
 
 def show(result: Result, console: Console) -> None:
     """Nodes with problems come first; of very many others the first stand for the rest."""
-    bad = {problem.node for problem in result.problems}
+    bad = {problem.node for problem in result.problems} - {None}
     nodes = sorted(result.nodes(), key=lambda ranks: ranks[0].node not in bad)
     table = Table(title=_title(result))
     for name in ("node", "host", "clock", *RATES, "room"):
         table.add_column(name, justify="left" if name == "host" else "right")
     for ranks in nodes[: max(_MOST_ROWS, len(bad))]:
         table.add_row(*_row(result, ranks), style="bold red" if ranks[0].node in bad else None)
+    more = len(nodes) - table.row_count
+    table.add_section()
+    usual = {
+        what: median([of(each) for each in result.readings]) for what, (of, _) in RATES.items()
+    }
+    for name, values in (("median", usual), ("stated", result.limits.stated)):
+        if values:
+            rates = (_shown(values.get(what), unit) for what, (_, unit) in RATES.items())
+            table.add_row("", name, "", *rates, "")
     console.print(table)
-    if len(nodes) > table.row_count:
-        console.print(f"and {len(nodes) - table.row_count} more nodes, like these")
+    if more:
+        console.print(f"and {more} more nodes, like these")
     for problem in result.problems:
         console.print(problem.line)
     if not result.problems:
@@ -53,7 +62,8 @@ def show(result: Result, console: Console) -> None:
 
 
 def as_json(result: Result) -> dict[str, object]:
-    """Rates in FLOP/s and bytes/s, of each rank of a node; times in seconds."""
+    """Rates in FLOP/s and bytes/s, of each rank of a node; times in seconds. A problem of all
+    nodes has no number."""
     return {
         "passed": not result.problems,
         "problems": [{"node": each.node, "text": each.line} for each in result.problems],
@@ -61,7 +71,9 @@ def as_json(result: Result) -> dict[str, object]:
             "slow": result.limits.slow,
             "skew_seconds": result.limits.skew,
             "free_bytes": result.limits.free,
+            "least": result.limits.least,
         },
+        "stated": dict(result.limits.stated),
         "versions": dict(result.readings[0].versions),
         "environment": dict(result.readings[0].environment),
         "nodes": [
@@ -83,6 +95,10 @@ def as_json(result: Result) -> dict[str, object]:
 def _title(result: Result) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in result.readings[0].versions.items())
     return f"slowest rank of each node, % of the median of all ranks\nrank 0: {versions}"
+
+
+def _shown(rate: float | None, unit: str) -> str:
+    return "-" if rate is None else scaled(rate, unit)
 
 
 def _row(result: Result, ranks: Sequence[Reading]) -> list[str]:
