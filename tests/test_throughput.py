@@ -170,7 +170,7 @@ def _has_space(process: subprocess.Popen[str]) -> bool:
         (("--warmup", "-1"), "--warmup must be between 0 and"),
         (("--link-rate", "fast"), "a rate is a number"),
         (("--link-rate", "1gbit", "--mesh.expert", "1"), "--link-rate needs several processes"),
-        (("--pipeline.micro_batches", "1"), "micro"),
+        (("--pipeline.micro_batches", "3"), "micro"),
         (("--mesh.expert_data", "100000"), "mesh asks for 200000 processes"),
         (
             ("--save-costs", "a", "--save-timeline", "a"),
@@ -191,6 +191,8 @@ def test_a_bad_request_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
+    # A request that is good after all must not start these tests again, as its ranks.
+    monkeypatch.setattr("launch.throughput.run_ranks_here", lambda prog, world: 0)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)
     assert main(["--config", str(config), *arguments]) == 2
