@@ -168,6 +168,7 @@ class Tape:
             self.deferred.waits = self._weights_wait(region, timing)
             with self._span("compute", region.name):
                 region.backward(gradients)
+            gradients = ()  # what arrived dies now, and not after the next exchange
             self.weight_gradients.take(self.deferred)
             of_entered = region.gradients
             if self._regions:

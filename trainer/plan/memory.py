@@ -1,0 +1,85 @@
+"""The memory of each pipeline rank, at the moment of a step at which it needs most.
+
+What the passes need is measured by running them (pass_memory.py), what weights, gradients and their
+update need by making the optimizer and running it (state_memory.py), and what is in flight is
+followed through the rank's own program (held_memory.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.schedule.lower import lower
+from parallel.schedule.table import Schedule
+from trainer.config.schema import Config
+from trainer.plan.datasheets import Machine
+from trainer.plan.held_memory import Moment, moments
+from trainer.plan.one_stage import kind_of_stage
+from trainer.plan.parameters import partition_of
+from trainer.plan.pass_memory import stage_memory
+from trainer.plan.state_memory import state_memory
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank when it needs most.
+
+    weights: with tables and router biases. masters: float32 copies of narrower weights.
+    activations: on the tapes of all micro-batches in flight. buffers: messages posted or on their
+    way, and what an all-to-all in flight sends and receives. transient: what the item of the table
+    that runs, or the end of the step, needs beyond these. margin: left free for fragmentation. at:
+    what runs then.
+    """
+
+    weights: int
+    gradients: int
+    masters: int
+    moments: int
+    activations: int
+    buffers: int
+    transient: int
+    margin: int
+    at: str
+
+    @property
+    def needed(self) -> int:
+        """Without the margin."""
+        state = self.weights + self.gradients + self.masters + self.moments
+        return state + self.activations + self.buffers + self.transient
+
+    @property
+    def total(self) -> int:
+        return self.needed + self.margin
+
+    def fits(self, machine: Machine) -> bool:
+        return self.total <= machine.memory
+
+
+def memory_by_rank(config: Config, schedule: Schedule, machine: Machine) -> tuple[RankMemory, ...]:
+    """By pipeline rank, of the first rank at each place. Ranks of the same stages are alike."""
+    partition = partition_of(config, schedule)
+    kinds = [kind_of_stage(config, partition, stage) for stage in range(schedule.stages)]
+    of_kind = {kind: stage_memory(config, kind) for kind in set(kinds)}
+    stages = [of_kind[kind] for kind in kinds]
+    lowered = lower(schedule)
+    margin = round(config.plan.memory_margin * machine.memory)
+    ranks = []
+    for rank, program in enumerate(lowered.programs):
+        state = state_memory(config, schedule, partition, rank)
+        end = Moment(0, 0, state.update, "update of the weights")
+        during = moments(config, schedule, stages, program)
+        most = max((*during, end), key=lambda moment: moment.bytes)
+        ranks.append(
+            RankMemory(
+                weights=state.weights,
+                gradients=state.gradients,
+                masters=state.masters,
+                moments=state.moments,
+                activations=most.activations,
+                buffers=most.buffers,
+                transient=most.transient,
+                margin=margin,
+                at=most.at,
+            )
+        )
+    return tuple(ranks)
