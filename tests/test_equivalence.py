@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -48,7 +48,8 @@ LAYOUTS = [
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run the same two steps. mesh: (pipeline, expert, expert_data)."""
+    """One way to run the same two steps. mesh: (pipeline, expert, expert_data). micro_batches: per
+    data rank, two for each pipeline rank where not given."""
 
     schedule: str
     mesh: tuple[int, int, int]
@@ -57,17 +58,19 @@ class Case:
     overlap: bool
     layers: int = 4
     schedule_file: str | None = None
+    linear: Literal["same", "fp8"] = "same"
+    micro_batches: int | None = None
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
         return Config(
             run=RunConfig(steps=STEPS, seed=1),
-            precision=PrecisionConfig("float64"),
+            precision=PrecisionConfig("float64", self.linear),
             mesh=MeshConfig(pipeline=pipeline, expert=expert, expert_data=expert_data),
             pipeline=PipelineConfig(
                 schedule=self.schedule,
                 schedule_file=self.schedule_file,
-                micro_batches=2 * pipeline,
+                micro_batches=self.micro_batches or 2 * pipeline,
                 overlap=self.overlap,
             ),
             recompute=self._recompute(),

@@ -37,25 +37,25 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(ctx, x_PI, weight_EOI, ends_E, deferred):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x_PI, ends_E)
         ctx.weight, ctx.deferred = weight_EOI, deferred
-        return _product(x_PI, weight_EOI.transpose(1, 2), ends_E)
+        return grouped_product(x_PI, weight_EOI.transpose(1, 2), ends_E)
 
     @staticmethod
     def backward(ctx, grad_PO):  # type: ignore[no-untyped-def]
         (x_PI, ends_E), weight_EOI = ctx.saved_tensors, ctx.weight
         grad_PO = grad_PO.contiguous()
         ctx.deferred.defer(lambda: _accumulate(gradient_of(weight_EOI), grad_PO, x_PI, ends_E))
-        return _product(grad_PO, weight_EOI, ends_E), None, None, None
+        return grouped_product(grad_PO, weight_EOI, ends_E), None, None, None
 
 
-def _product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+def grouped_product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
     """Each expert's rows times its matrix: [P, I], [E, I, O] -> [P, O]."""
     if emulated(x_PI):
-        return _product(x_PI.float(), weight_EIO.float(), ends_E).to(x_PI.dtype)
+        return grouped_product(x_PI.float(), weight_EIO.float(), ends_E).to(x_PI.dtype)
     alike = compiles_by_shape(x_PI)
     if len(x_PI) and _served(x_PI, weight_EIO) and not alike:
         return grouped_mm(x_PI, weight_EIO, offs=ends_E)
     y_PO = x_PI.new_empty(len(x_PI), weight_EIO.shape[2])
-    for expert, rows in enumerate(_groups(ends_E)):
+    for expert, rows in enumerate(groups(ends_E)):
         around = _around(rows, len(x_PI)) if alike else rows
         y_RO = product(x_PI[around.start : around.stop], weight_EIO[expert])
         y_PO[rows.start : rows.stop] = y_RO[rows.start - around.start :][: len(rows)]
@@ -70,7 +70,7 @@ def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor)
         rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
         into_EOI.add_(torch.where(rows_E[:, None, None] > 0, product_EOI, 0))
         return
-    for expert, rows in enumerate(_groups(ends_E)):
+    for expert, rows in enumerate(groups(ends_E)):
         grad_RO, around = grad_PO[rows.start : rows.stop], rows
         if compiles_by_shape(x_PI):
             around = _around(rows, len(x_PI))
@@ -79,7 +79,7 @@ def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor)
         add_product(into_EOI[expert], grad_RO, x_PI[around.start : around.stop])
 
 
-def _groups(ends_E: Tensor) -> Iterator[range]:
+def groups(ends_E: Tensor) -> Iterator[range]:
     """The rows of each expert."""
     ends = ends_E.tolist()
     return map(range, [0, *ends[:-1]], ends)

@@ -37,6 +37,9 @@ class Ops:
         """A weight, not set."""
         return nn.Parameter(torch.empty(shape, dtype=self.precision.parameters))
 
+    def weights_changed(self) -> None:
+        """What was made of weights, other than they are, has to be made again."""
+
     def accurate(self, x: Tensor) -> Tensor:
         """Numbers that must not lose digits: float32 or wider."""
         return x.to(self.precision.accurate)
@@ -44,6 +47,10 @@ class Ops:
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x."""
         return linear(x, weight, self.deferred)
+
+    def attention_output(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same of attention's result, which attention's own backward reads, too."""
+        return self.linear(x, weight)
 
     def accurate_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same in float32 or wider, whatever the types of x and the weight."""
@@ -95,6 +102,14 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         return self.ops.linear(x, self.weight)
+
+
+class AttentionOutput(Linear):
+    """The projection of attention's result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return self.ops.attention_output(x, self.weight)
 
 
 class Embedding(nn.Module):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
+from parallel.ops.fp8.ops import Fp8Ops
 from parallel.ops.kernels import Kernels
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
@@ -157,7 +158,8 @@ def build(
         all_copies(partition.homes(), mesh, schedule.placement), process.rank, timeout
     )
     kernels = Kernels.compiled() if config.run.compile else Kernels()
-    ops = Ops(PRECISIONS[config.precision.parameters], kernels=kernels)
+    kind = Fp8Ops if config.precision.linear == "fp8" else Ops
+    ops = kind(PRECISIONS[config.precision.parameters], kernels=kernels)
     options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length)
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = _experts_here(placements, mesh, process.rank, timeout, device)

@@ -95,6 +95,9 @@ class PrecisionConfig:
     parameters: Literal["bfloat16", "float32", "float64"] = "float32"
     """Type of weights and activations. Gradients, master weights, the router and losses are float32
     or wider."""
+    linear: Literal["same", "fp8"] = "same"
+    """Type of the products with the weights of layers: that of parameters, or fp8 in tiles, as
+    DeepSeek-V3 trains; on a CPU fp8 is emulated."""
 
 
 @dataclass

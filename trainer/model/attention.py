@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parallel.ops.ops import Linear
+from parallel.ops.ops import AttentionOutput, Linear
 from parallel.tape.tape import Tape
 from trainer.model.norm import RMSNorm
 from trainer.model.options import LayerOptions
@@ -40,7 +40,7 @@ class MLA(nn.Module):
         self.kv_a_proj_with_mqa = Linear(ops, model.dim, c.kv_lora_rank + c.rope_head_dim)
         self.kv_a_layernorm = RMSNorm(ops, c.kv_lora_rank, model.norm_eps)
         self.kv_b_proj = Linear(ops, c.kv_lora_rank, c.heads * (c.nope_head_dim + c.v_head_dim))
-        self.o_proj = Linear(ops, c.heads * c.v_head_dim, model.dim)
+        self.o_proj = AttentionOutput(ops, c.heads * c.v_head_dim, model.dim)
         cos, sin = rotations(options.sequence_length, c)
         self.scale = softmax_scale(c)
         self.register_buffer("cos_SR", ops.accurate(cos), persistent=False)

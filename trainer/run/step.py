@@ -192,6 +192,7 @@ class Trainer:
         weights: Mapping[str, float] | None = None,
     ) -> StepResult:
         per_flow, device = executor.schedule.micro_batches_per_flow, self.layout.device
+        self.layout.part.options.ops.weights_changed()  # by the step before
 
         def on_device(flow: int, n: int) -> MicroBatch:
             fields = micro_batch(flow * per_flow + n)
