@@ -1,4 +1,5 @@
-"""Measure training steps: step time, tokens per second, and how much of the all-to-alls is hidden.
+"""Measure training steps: tokens per second, TFLOP/s and MFU, where the time of a step goes, how
+much of the all-to-alls is hidden, memory, and what the planner predicts of the same config.
 
 Starts one process for each rank of the config's mesh by itself, or runs as one rank where torchrun
 has started it.
@@ -34,33 +35,42 @@ from trainer.run.signals import StopRequest
 from trainer.run.supervise import Child, supervise
 
 if TYPE_CHECKING:
-    from parallel.ranks.process import Process
     from trainer.bench.exchange_times import Mode
+    from trainer.bench.profile import Profile
     from trainer.bench.throughput import Trial
 
 EXAMPLES = """\
 examples:
-  python launch/throughput.py --config configs/overlap_2proc.yaml --steps 5
+  python launch/throughput.py --config configs/cpu_4proc.yaml
+  python launch/throughput.py --config configs/cpu_4proc.yaml --balanced-routing --json
+  python launch/throughput.py --config configs/cpu_4proc.yaml --trace trace.json
   python launch/throughput.py --config configs/overlap_2proc.yaml --compare-overlap \\
       --link-rate 1gbit
-  python launch/throughput.py --config configs/cpu_4proc.yaml --compare-overlap --json
   python launch/throughput.py --config configs/cpu_4proc.yaml --save-costs costs.yaml \\
       --save-timeline step.json
   torchrun --nproc-per-node 2 launch/throughput.py --config configs/overlap_2proc.yaml
 
-What the figures mean, in seconds per step, mean over ranks:
-  in flight   from this rank's start of an all-to-all until it has completed here; contains the wait
-              for late peers and queues, and two in flight at once count twice.
+What the figures mean; docs/throughput.md has more:
+  TFLOP/s, MFU  of the main model, forward and backward, without MTP; causal counts half of the
+              products of attention, non-causal all. MFU is the share of the peak of cluster.gpu by
+              its datasheet, or on a CPU of that of a large product measured in the run.
+  parts       of the schedule, mean over ranks and steps: items of each kind, with what they wait
+              for all-to-alls; bubble, all other waiting; sums of gradients and the optimizer.
+  predicted   on CUDA the plan of the config; on a CPU its schedule, simulated with costs of its
+              own stages that are measured in up to three more steps of each kind.
+  in flight   of an all-to-all, from this rank's start until it has completed here; contains the
+              wait for late peers and queues, and two in flight at once count twice.
   transfer    the part of it after the last rank has started (ranks on one machine only).
   waited      while the rank stood still for the result: what the step loses.
   hidden      1 - waited / in flight. Late peers and queues make it look better than it is.
   hidden transfer     1 - waited / transfer, counting only waits after the last rank has started.
   hidden against off  1 - waited with overlap / waited without: of two times that were both lost;
               a wait for a late peer counts in full. With --compare-overlap only.
-Pairs are a forward and a backward run together; all else is lone. Waits for messages of the
-pipeline are not all-to-alls and are shown apart. Tokens are random, from run.seed; routing depends
-on the data, so the load of the experts is shown with the result. docs/overlap.md has more.
+Pairs are a forward and a backward run together; all else is lone. Tokens are random, from run.seed;
+routing depends on the data, so the load of the experts is shown with the result, and
+--balanced-routing forces it to be even, as benchmarks do: no model trains so.
 """
+COST_STEPS = 3  # of each kind at most, where their costs are not what is asked for
 _RATE_INSIDE = "TANDEM_LINK_RATE"
 
 
@@ -71,9 +81,11 @@ class Options:
     steps: int
     warmup: int
     compare_overlap: bool
+    balanced_routing: bool
     link_rate: str | None
     save_costs: Path | None
     save_timeline: Path | None
+    trace: Path | None
     json: bool
 
     def require_sense(self, world: int, place: Place | None) -> None:
@@ -85,7 +97,10 @@ class Options:
             )
         if self.link_rate is not None and world == 1:
             raise ConfigError("--link-rate needs several processes to have a link: mesh asks for 1")
-        named = {"--save-costs": self.save_costs, "--save-timeline": self.save_timeline}
+        trace = self.trace and _of_rank(self.trace, 0 if place is None else place.rank)
+        named = {
+            "--save-costs": self.save_costs, "--save-timeline": self.save_timeline, "--trace": trace
+        }  # fmt: skip
         outputs = {option: path for option, path in named.items() if path is not None}
         require_outputs(outputs, outputs)
 
@@ -95,6 +110,13 @@ class Options:
         chosen: Mode = "on" if config.pipeline.overlap else "off"
         modes: tuple[Mode, ...] = ("on", "off") if self.compare_overlap else (chosen,)
         return Trial(modes, self.steps, self.warmup)
+
+    @property
+    def cost_steps(self) -> tuple[int, int]:
+        """(steps, warm-up) of each kind that costs are measured with."""
+        if self.save_costs or self.save_timeline:
+            return self.steps, self.warmup
+        return min(self.steps, COST_STEPS), min(self.warmup, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,12 +142,20 @@ def _parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     add = parser.add_argument
     add_step_options(parser, steps=5, of="mode")
     add("--compare-overlap", action="store_true", help="Alternate steps with overlap on and off.")
+    add("--balanced-routing", action="store_true", help="Give every expert as many tokens.")
     add("--link-rate", type=str, default=None, help="Limit the loopback, as in 1gbit; needs root.")
     add("--save-costs", type=Path, default=None, help="Write costs for simulate.py --costs.")
     add("--save-timeline", type=Path, default=None, help="Write a step for simulate.py --measured.")
+    add("--trace", type=Path, default=None, help="Write a profiled step of each rank for Perfetto.")
     add("--json", action="store_true", help="Print one JSON object instead of a table.")
     config, given = parse(parser, arguments)
     return config, Options(**{name: given[name] for name in Options.__dataclass_fields__})
+
+
+def _of_rank(path: Path, rank: int) -> Path:
+    """trace.rank0.json and so on for trace.json."""
+    name, dot, endings = path.name.partition(".")
+    return path.with_name(f"{name}.rank{rank}{dot}{endings}")
 
 
 def _start(world: int, options: Options) -> int:
@@ -139,9 +169,12 @@ def _start(world: int, options: Options) -> int:
 
 
 def _rank(config: Config, options: Options, stop: StopRequest) -> None:
+    from parallel.expert.router import choose
     from parallel.ranks.process import Process, join, leave
-    from trainer.bench.throughput import measure
-    from trainer.bench.throughput_report import as_json, show
+    from trainer.bench.balanced_routing import choose_balanced
+    from trainer.bench.profile import profile
+    from trainer.bench.step_trace import write_step_trace
+    from trainer.bench.throughput import prepared
 
     process = Process.from_environment()
     device = process.device(config.run.device)
@@ -152,29 +185,33 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
         )
     roll_call = join(process, device, timedelta(seconds=config.run.timeout), "env://")
     with roll_call.held_on_failure(lambda: stop.asked):
-        measured = measure(config, process, options.trial(config))
-        if measured is not None and options.json:
-            print(json.dumps(as_json(config, measured, options.link_rate), indent=2), flush=True)
-        elif measured is not None:
-            show(config, measured, options.link_rate)
-        if options.save_costs or options.save_timeline:
-            _save_costs(config, process, options)
+        trial = options.trial(config)
+        routing = choose_balanced if options.balanced_routing else choose
+        layout = prepared(config, process, trial, routing)
+        found = profile(layout, trial, *options.cost_steps)
+        if found is not None:
+            _report(found, options)
+        if options.trace:
+            write_step_trace(layout, _of_rank(options.trace, process.rank))
     leave()
 
 
-def _save_costs(config: Config, process: Process, options: Options) -> None:
-    """Time the run's own stages, and write what was asked for; rank 0 writes."""
+def _report(found: Profile, options: Options) -> None:
+    """Print what was measured, and write what was asked for."""
     from parallel.study.costs import write_costs
     from parallel.study.timeline_file import write_timeline
-    from trainer.bench.measured_costs import measure_costs
+    from trainer.bench.throughput_report import as_json
+    from trainer.bench.throughput_tables import show
 
-    found = measure_costs(config, process, options.steps, options.warmup)
-    if found is None:
-        return
-    if options.save_costs:
-        write_costs(found.costs, options.save_costs)
-    if options.save_timeline:
-        write_timeline(found.timeline, options.save_timeline)
+    if options.json:
+        report = as_json(found, options.link_rate, options.balanced_routing)
+        print(json.dumps(report, indent=2), flush=True)
+    else:
+        show(found, options.link_rate, options.balanced_routing)
+    if found.costs is not None and options.save_costs:
+        write_costs(found.costs.costs, options.save_costs)
+    if found.costs is not None and options.save_timeline:
+        write_timeline(found.costs.timeline, options.save_timeline)
 
 
 if __name__ == "__main__":

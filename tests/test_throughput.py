@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from launch.throughput import main
+from parallel.expert.router import RouterOptions, expert_load
 from parallel.schedule.generators.dualpipe import dualpipev
+from parallel.schedule.table import Action, Overlap
 from parallel.study.costs import read_costs
 from parallel.study.simulate import simulate
 from parallel.study.timeline_file import read_timeline
 from parallel.tape.recorder import Event
 from tests.commands import TINY as TINY_FILE
 from tests.commands import finish, start
+from trainer.bench.balanced_routing import choose_balanced
 from trainer.bench.exchange_times import Window, account, exchanges, hidden_share, mean
 from trainer.bench.limited_link import why_not
+from trainer.bench.step_parts import PartsClock, RankStep, mean_step
 from trainer.bench.throughput import Measured, Trial, compare
+from trainer.plan.step_time import StepParts
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--steps", "2", "--warmup", "1", "--compare-overlap", "--json")
@@ -107,8 +113,8 @@ def test_means_and_comparison() -> None:
     half = mean([on, off])
     assert half.total("pairs").waited == (1.0 + 2.0) / 2
     measured = {
-        "on": Measured([2.0, 1.0, 9.0], 100, 1.0, on, [on]),
-        "off": Measured([3.0], 100, 1.0, off, [off]),
+        "on": Measured([2.0, 1.0, 9.0], 1.0, StepParts(), on, [on]),
+        "off": Measured([3.0], 1.0, StepParts(), off, [off]),
     }
     comparison = compare(measured)
     assert comparison is not None
@@ -117,6 +123,56 @@ def test_means_and_comparison() -> None:
     assert comparison.all_hidden == 0.0, "more waited for than without is no negative share"
     assert compare({"on": measured["on"]}) is None
     assert hidden_share(0.0, 0.0) is None
+
+
+def test_every_moment_of_a_step_belongs_to_one_part() -> None:
+    """Marks at 0, 1, 3, ...: whatever comes between two belongs to what began at the first."""
+    times = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0])
+    clock = PartsClock(lambda: next(times))
+    forward, backward = Action("F", 0, 0, 0), Action("B", 0, 0, 0)
+    clock.start()  # 0
+    clock.note("item 1 of 2")  # 1
+    with clock.span("F", "wait", "activation"):  # 3 to 6
+        pass
+    with clock.span("F", "wait", "dispatch"), clock.span("F", "compute", "dispatch"):
+        pass
+    clock.item(forward, 0.0, 0.0)
+    clock.note("item 2 of 2")  # 10
+    clock.item(Overlap(forward, backward), 0.0, 0.0)
+    clock.note("sum of the gradients")  # 15
+    clock.stop()  # 21
+    step = clock.step(started=100.0)
+    assert step.items_end == 115.0
+    assert step.parts == StepParts(forward=2 + 4, pairs=5, bubble=3, optimizer=1 + 6)
+
+
+def test_waiting_for_the_last_rank_is_bubble_where_that_is_known() -> None:
+    early = RankStep(StepParts(forward=2.0, optimizer=4.0), items_end=2.0)
+    late = RankStep(StepParts(forward=5.0, optimizer=1.0), items_end=5.0)
+    together = mean_step([[early], [late]], one_clock=True)
+    assert together == StepParts(forward=3.5, bubble=1.5, optimizer=1.0)
+    assert mean_step([[early], [late]], one_clock=False) == StepParts(forward=3.5, optimizer=2.5)
+
+
+@pytest.mark.parametrize(
+    "tokens, experts, options",
+    [
+        (64, 8, RouterOptions(top_k=2)),
+        (256, 64, RouterOptions(top_k=6)),
+        (128, 256, RouterOptions(top_k=8, groups=8, top_groups=4)),
+    ],
+)
+def test_forced_balance(tokens: int, experts: int, options: RouterOptions) -> None:
+    """Every expert gets as many tokens; a token keeps to its groups, and what it is worth to each
+    expert still comes from the scores."""
+    scores_TE = torch.rand(tokens, experts)
+    weights_TK, experts_TK = choose_balanced(scores_TE, torch.zeros(experts), options)
+    assert set(expert_load(experts_TK, experts).tolist()) == {tokens * options.top_k / experts}
+    groups_TK = experts_TK // (experts // options.groups)
+    for chosen, groups in zip(experts_TK.tolist(), groups_TK.tolist()):
+        assert len(set(chosen)) == options.top_k and len(set(groups)) <= options.top_groups
+    expected_TK = scores_TE.gather(1, experts_TK)
+    torch.testing.assert_close(weights_TK, expected_TK / expected_TK.sum(1, keepdim=True))
 
 
 def test_modes_alternate_on_the_same_batches() -> None:
@@ -181,6 +237,7 @@ def _has_space(process: subprocess.Popen[str]) -> bool:
             ("--save-timeline", "/dev/null/a/b"),
             "null/a/b cannot be written: Not a directory",
         ),
+        (("--trace", "/dev/null/a/b.json"), "a/b.rank0.json cannot be written: Not a directory"),
     ],
 )
 def test_a_bad_request_is_one_line(
@@ -214,11 +271,31 @@ def test_a_link_that_cannot_be_limited_is_one_line(tmp_path: Path) -> None:
     assert "--link-rate needs" in err and err.count("\n") == 1
 
 
+def _check_rates(report: dict[str, Any], rates: dict[str, Any], seconds: float) -> None:
+    per_second = 8 * 16 / seconds
+    assert rates["tokens_per_second"] == pytest.approx(per_second)
+    assert rates["tokens_per_second_per_rank"] == pytest.approx(per_second / 2)
+    assert rates["mfu"]["causal"] < rates["mfu"]["non_causal"]
+    for convention, share in rates["mfu"].items():
+        tflops = rates["tflops_per_rank"][convention]
+        assert share * report["peak"]["tflops_per_rank"] == pytest.approx(tflops)
+
+
 def _check(report: dict[str, Any]) -> None:
     """Figures that hold together, in a run of 2 ranks with both modes."""
     assert set(report["modes"]) == {"on", "off"}
     assert report["comparison"]["speed_up"] > 0
+    assert report["mfu"] == report["modes"]["on"]["mfu"]
+    assert len(report["memory"]["peak_gib_by_rank"]) == 2
+    predicted = report["predicted"]
+    _check_rates(report, predicted, predicted["step_seconds"])
+    assert sum(predicted["parts_seconds"].values()) == pytest.approx(predicted["step_seconds"])
     for mode in report["modes"].values():
+        _check_rates(report, mode, mode["step_seconds"]["median"])
+        parts, longest = mode["parts_seconds"], mode["step_seconds"]["all"]
+        assert set(parts) == set(predicted["parts_seconds"])
+        assert 0.5 * sum(longest) / 2 < sum(parts.values()) <= sum(longest) / 2 + 1e-3
+        assert min(parts["pairs"], parts["forward"], parts["optimizer"]) > 0
         assert len(mode["step_seconds"]["all"]) == mode["steps"] == 2
         assert mode["tokens_per_second"] > 0 and mode["load_max_over_mean"] >= 1
         assert len(mode["by_rank"]) == 2
@@ -237,11 +314,13 @@ def _check(report: dict[str, Any]) -> None:
 
 
 def test_a_run_of_two_processes(tmp_path: Path) -> None:
-    code, out, err = _finish(_start(tmp_path, *SHORT))
+    code, out, err = _finish(_start(tmp_path, *SHORT, "--balanced-routing"))
     assert code == 0, err
     report = json.loads(out)
     _check(report)
     assert report["link_rate"] is None
+    assert report["data"]["routing"] == "forced to balance"
+    assert {mode["load_max_over_mean"] for mode in report["modes"].values()} == {1.0}
 
 
 def test_a_run_on_a_limited_link(tmp_path: Path) -> None:
@@ -273,7 +352,9 @@ def test_a_signal_leaves_no_namespace(tmp_path: Path) -> None:
     assert not _has_space(process)
 
 
-def test_measured_costs_simulate_the_run_they_were_measured_in(tmp_path: Path) -> None:
+def test_files_of_a_run(tmp_path: Path) -> None:
+    """Measured costs simulate the run they were measured in, and the trace of each rank has the
+    items of the table as ranges, in order."""
     costs, step = tmp_path / "costs.yaml", tmp_path / "step.json"
     mesh = ("--mesh.expert", "1", "--mesh.pipeline", "2", "--model.layers", "4")
     schedule = ("--pipeline.micro_batches", "4", "--pipeline.schedule", "dualpipev")
@@ -281,12 +362,19 @@ def test_measured_costs_simulate_the_run_they_were_measured_in(tmp_path: Path) -
         start(
             tmp_path, "--config", TINY_FILE, *mesh, *schedule, "--steps", "2", "--warmup", "1",
             "--save-costs", str(costs), "--save-timeline", str(step),
+            "--trace", str(tmp_path / "trace.json"),
             script="launch/throughput.py",
         )
     )  # fmt: skip
-    assert code == 0, err
+    assert (code, err) == (0, "")
     model, timeline = read_costs(costs), read_timeline(step)
     assert isinstance(model.forward, Sequence) and len(model.forward) == 4
     assert isinstance(model.pair_factor, Sequence) and len(model.pair_factor) == 2
     assert timeline.schedule.programs == dualpipev(2, 4).programs
     assert 0.1 < simulate(timeline.schedule, model).makespan / timeline.makespan < 10
+    for rank, program in enumerate(timeline.schedule.programs):
+        events = json.loads((tmp_path / f"trace.rank{rank}.json").read_text())["traceEvents"]
+        names = [(e["ts"], e["name"]) for e in events if e.get("cat") == "user_annotation"]
+        items = [name.partition(": ")[2] for _, name in sorted(names) if name.startswith("item ")]
+        assert items == [str(item) for item in program]
+        assert "F&: wait activation" in {name for _, name in names}

@@ -5,8 +5,9 @@ Source: DeepSeek-V3 (arXiv 2412.19437) sections 2.1.2 and 4.2; DeepSeek-V2 (arXi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,10 +47,19 @@ def choose(scores_TE: Tensor, bias_E: Tensor, options: RouterOptions) -> tuple[T
     if options.groups > 1:
         biased_TE = _keep_best_groups(biased_TE, options)
     experts_TK = biased_TE.topk(options.top_k, dim=-1, sorted=False).indices
+    return weigh(scores_TE, experts_TK, options), experts_TK
+
+
+Choose: TypeAlias = Callable[[Tensor, Tensor, RouterOptions], tuple[Tensor, Tensor]]
+"""`choose`, or what stands in its place."""
+
+
+def weigh(scores_TE: Tensor, experts_TK: Tensor, options: RouterOptions) -> Tensor:
+    """Routing weights [T, K] of experts that have been chosen (V3 eq. 13)."""
     weights_TK = scores_TE.gather(-1, experts_TK)
     if options.normalise:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-    return weights_TK * options.scale, experts_TK
+    return weights_TK * options.scale
 
 
 def _keep_best_groups(biased_TE: Tensor, options: RouterOptions) -> Tensor:

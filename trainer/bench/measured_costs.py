@@ -13,20 +13,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import MicroBatches
-from parallel.ranks.process import Process
 from parallel.ranks.together import gather, start_together
 from parallel.schedule.table import Action, Item, Overlap, Schedule, actions
 from parallel.study.costs import CostModel
 from parallel.study.measured import ItemClock, TimedItems, timeline_of
 from parallel.study.timeline import Timeline
 from trainer.bench.throughput import random_parts
-from trainer.build.layout import Layout, build
-from trainer.config.schema import Config, RecipeConfig
-from trainer.errors import RunError
+from trainer.build.layout import Layout
+from trainer.config.schema import RecipeConfig
 from trainer.model.stage import MicroBatch
 from trainer.recipe.progress import Progress
 from trainer.recipe.recipe import Recipe
@@ -52,23 +48,17 @@ class Measurement:
     together: list[TimedItems]
 
 
-def measure_costs(
-    config: Config, process: Process, steps: int, warmup: int
-) -> MeasuredCosts | None:
+def measure_costs(layout: Layout, steps: int, warmup: int) -> MeasuredCosts | None:
     """Run `warmup` and then `steps` steps of each kind, without an optimizer; the result on rank 0.
 
-    Collective: the world's group exists if there is more than one process. Raises RunError on CUDA.
+    Collective: the world's group exists if there is more than one process. On a CPU.
     """
-    device = process.device(config.run.device)
-    if device.type == "cuda":
-        raise RunError("--save-costs times items by the host clock: set run.device to cpu")
-    torch.set_num_threads(1)
-    layout = build(config, process, device)
     apart = _run(layout, taken_apart(layout.schedule), steps, warmup)
     together = _run(layout, layout.schedule, steps, warmup)
     everyone = gather(Measurement(layout.pipeline_rank, apart, together))
-    if process.rank != 0:
+    if layout.process.rank != 0:
         return None
+    config = layout.config
     tokens = layout.sequences * config.data.sequence_length
     element = PRECISIONS[config.precision.parameters].parameters.itemsize
     model = cost_model(layout.schedule, everyone)
@@ -131,7 +121,7 @@ def _durations(steps: list[TimedItems]) -> Iterator[tuple[Item, float]]:
 
 def _run(layout: Layout, schedule: Schedule, steps: int, warmup: int) -> list[TimedItems]:
     """The items of each counted step; times count from the moment all ranks started it."""
-    executor = layout.executor(schedule, layout.objective, overlap=True)
+    executor = layout.executor(schedule, layout.objective, layout.config.pipeline.overlap)
     per_flow = schedule.micro_batches_per_flow
     largest = replace(layout.config, recipe=RecipeConfig())
     weights = layout.loss_weights(Recipe(largest).at(Progress()))

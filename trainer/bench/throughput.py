@@ -1,4 +1,4 @@
-"""Measuring steps: how long they are, and where the time of their collectives goes.
+"""Measuring steps: how long they are, and where the time of their parts and collectives goes.
 
 Real optimizer steps on random tokens. With both modes, steps with overlap on and off alternate
 (on, off, off, on, ...) in one run and get the same tokens, so that what drifts on the machine, or
@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from parallel.expert.router import Choose
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
-from parallel.tape.recorder import Event, EventLog, Silence
+from parallel.tape.recorder import Both, Event, EventLog
 from trainer.bench.exchange_times import (
     Mode,
     StepTimes,
@@ -27,10 +28,12 @@ from trainer.bench.exchange_times import (
     latest_starts,
     mean,
 )
+from trainer.bench.step_parts import PartsClock, RankStep, mean_step, stamp
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config, RecipeConfig
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
+from trainer.plan.step_time import StepParts
 from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
@@ -52,11 +55,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class RankSteps:
-    """What one rank measured: its windows in order, its events, and each step's load imbalance."""
+    """What one rank measured: its windows in order, its events, and each step's load imbalance and
+    parts."""
 
     windows: list[Window]
     events: list[Event]
     loads: list[float]
+    steps: list[RankStep]
 
 
 @dataclass(frozen=True)
@@ -64,23 +69,20 @@ class Measured:
     """One mode, over all ranks.
 
     step_seconds: of each step, on the rank on which it took longest. load_max: the largest load of
-    an expert over the mean load, on the worst MoE layer; mean over steps. times: mean over ranks,
-    None on CUDA, where the host clock sees launches and not kernels; by_rank is then empty.
+    an expert over the mean load, on the worst MoE layer; mean over steps. parts: mean over ranks
+    and steps. times: mean over ranks, None on CUDA, where the host clock sees launches and not
+    kernels; by_rank is then empty.
     """
 
     step_seconds: list[float]
-    tokens_per_step: int
     load_max: float
+    parts: StepParts
     times: StepTimes | None
     by_rank: list[StepTimes]
 
     @property
     def median_seconds(self) -> float:
         return statistics.median(self.step_seconds)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens_per_step / self.median_seconds
 
 
 @dataclass(frozen=True)
@@ -96,51 +98,72 @@ class Comparison:
     all_hidden: float | None
 
 
-def measure(config: Config, process: Process, trial: Trial) -> dict[Mode, Measured] | None:
-    """Run the steps on this rank of the world; the result on rank 0, None on the others.
-
-    Collective: the world's group exists if there is more than one process.
-    """
+def prepared(config: Config, process: Process, trial: Trial, choose: Choose) -> Layout:
+    """What this rank measures steps of, with overlap as in the first mode. choose: which experts a
+    token goes to. Collective."""
     device = process.device(config.run.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     total = len(trial.modes) * (trial.steps + trial.warmup)
     run = replace(config.run, steps=total, tokens=None)
-    config = replace(config, run=run, recipe=RecipeConfig())  # every step is as large as the last
-    layout = build(config, process, device)
+    pipeline = replace(config.pipeline, overlap=trial.modes[0] == "on")
+    every_step_as_large = RecipeConfig()
+    config = replace(config, run=run, pipeline=pipeline, recipe=every_step_as_large)
+    return build(config, process, device, choose=choose)
+
+
+def measure(layout: Layout, trial: Trial) -> dict[Mode, Measured] | None:
+    """Run the steps on this rank of the world; the result on rank 0, None on the others.
+
+    Collective: the world's group exists if there is more than one process.
+    """
+    process = layout.process
     mine = run_steps(layout, trial)
     times: dict[Mode, StepTimes] = {}
-    if device.type == "cpu":
+    if layout.device.type == "cpu":
         latest = latest_starts(process, layout.mesh, mine.events)
         times = {mode: account(mine.events, latest, mine.windows, mode) for mode in trial.modes}
     seconds = gather([w.end - w.start for w in mine.windows])
-    ranks = gather(times)
+    ranks, steps = gather(times), gather(mine.steps)
     if process.rank != 0:
         return None
-    tokens = config.data.global_batch * config.data.sequence_length
-    return {
-        mode: _summary(mode, mine, seconds, [rank[mode] for rank in ranks if rank], tokens)
-        for mode in trial.modes
-    }
+    one_clock = process.local_world == process.world
+    measured = {}
+    for mode in trial.modes:
+        chosen = [i for i, window in enumerate(mine.windows) if window.mode == mode]
+        by_rank = [rank[mode] for rank in ranks if rank]
+        measured[mode] = Measured(
+            step_seconds=[max(rank[i] for rank in seconds) for i in chosen],
+            load_max=statistics.mean(mine.loads[i] for i in chosen),
+            parts=mean_step([[rank[i] for i in chosen] for rank in steps], one_clock),
+            times=mean(by_rank) if by_rank else None,
+            by_rank=by_rank,
+        )
+    return measured
 
 
 def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     """The steps of `trial` in order, on one rank."""
-    log = EventLog()
+    device = layout.device
+    log, clock = EventLog(), PartsClock(lambda: stamp(device))
     # On CUDA the host clock says nothing of kernels, and noting costs time.
-    trainer = Trainer(layout, log if layout.device.type == "cpu" else Silence())
-    windows: list[Window] = []
-    loads: list[float] = []
+    trainer = Trainer(layout, Both(log, clock) if device.type == "cpu" else clock)
+    for executor in trainer.executors.values():
+        executor.on_item = clock.item
+    found = RankSteps([], log.events, [], [])
     for step, (batch, mode) in enumerate(trial.order()):
         parts = random_parts(layout, batch + trial.warmup)
         trainer.set_overlap(mode == "on")
-        start = now(layout.device)
+        start = now(device)
+        clock.start()
         metrics = trainer.step(Progress(step), parts.__getitem__)
+        clock.stop()
         if batch >= 0:
-            windows.append(Window(mode, start, now(layout.device)))
-            loads.append(metrics.load_max)
+            found.windows.append(Window(mode, start, now(device)))
+            found.loads.append(metrics.load_max)
+            found.steps.append(clock.step(start))
     log.settle()
-    return RankSteps(windows, log.events, loads)
+    return found
 
 
 def random_parts(layout: Layout, batch: int) -> list[MicroBatch]:
@@ -171,19 +194,6 @@ def compare(measured: dict[Mode, Measured]) -> Comparison | None:
             on.times.total("pairs", "lone").waited, off.times.total("pairs", "lone").waited
         )
     return Comparison(off.median_seconds / on.median_seconds, pairs, everything)
-
-
-def _summary(
-    mode: Mode, mine: RankSteps, seconds: list[list[float]], by_rank: list[StepTimes], tokens: int
-) -> Measured:
-    chosen = [i for i, window in enumerate(mine.windows) if window.mode == mode]
-    return Measured(
-        step_seconds=[max(rank[i] for rank in seconds) for i in chosen],
-        tokens_per_step=tokens,
-        load_max=statistics.mean(mine.loads[i] for i in chosen),
-        times=mean(by_rank) if by_rank else None,
-        by_rank=by_rank,
-    )
 
 
 def now(device: torch.device) -> float:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
+from parallel.expert.router import Choose, choose
 from parallel.ops.fp8.ops import Fp8Ops
 from parallel.ops.kernels import Kernels
 from parallel.ops.ops import Ops
@@ -137,13 +138,14 @@ def build(
     patient: dist.ProcessGroup | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     placements: Placements | None = None,
+    choose: Choose = choose,
 ) -> Layout:
     """Make the process groups and this rank's part of the model, with its initial weights.
 
     Collective: every rank of the world must call it. The world's group exists if there is one.
     progress(done, total): bytes that this rank has read of model.init_from. placements: contiguous
-    on every layer when not given. Raises CheckpointError where model.init_from cannot be read or is
-    another model.
+    on every layer when not given. choose: which experts a token goes to. Raises CheckpointError
+    where model.init_from cannot be read or is another model.
     """
     mesh, schedule = mesh_of(config), schedule_of(config)
     place, timeout = mesh.coordinate(process.rank), timedelta(seconds=config.run.timeout)
@@ -160,7 +162,7 @@ def build(
     kernels = Kernels.compiled() if config.run.compile else Kernels()
     kind = Fp8Ops if config.precision.linear == "fp8" else Ops
     ops = kind(PRECISIONS[config.precision.parameters], kernels=kernels)
-    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length)
+    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = _experts_here(placements, mesh, process.rank, timeout, device)
     part = ModelPart(options, partition, stages, experts).to(device)

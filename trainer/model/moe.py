@@ -59,6 +59,7 @@ class MoE(nn.Module):
         model, ops, c = options.model, options.ops, options.model.moe
         self.name, self.config, self.sequence_length = name, c, options.sequence_length
         self.dispatcher, self.recompute = experts.dispatcher, options.recompute
+        self.choose = options.choose
         self.options = router.RouterOptions(
             c.score, c.top_k, c.groups, c.top_groups, c.normalise, c.scale
         )
@@ -86,9 +87,8 @@ class MoE(nn.Module):
     def choose_experts(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Routing weights [T, K], experts [T, K], and the sum of the sequences' balance."""
         scores_TE = router.scores(self.gate(x_TD), self.options)
-        weights_TK, experts_TK = router.choose(
-            scores_TE, self.gate.e_score_correction_bias, self.options
-        )
+        bias_E = self.gate.e_score_correction_bias
+        weights_TK, experts_TK = self.choose(scores_TE, bias_E, self.options)
         scores_BSE = scores_TE.unflatten(0, (-1, self.sequence_length))
         balance = router.sequence_balance(scores_BSE, self.config.top_k).sum()
         return weights_TK, experts_TK, balance

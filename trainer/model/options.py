@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parallel.expert.router import Choose, choose
 from parallel.ops.ops import Ops
 from trainer.config.schema import ModelConfig, RecomputeConfig
 
@@ -11,9 +12,10 @@ from trainer.config.schema import ModelConfig, RecomputeConfig
 @dataclass(frozen=True)
 class LayerOptions:
     """ops: makes the weights and multiplies with them. sequence_length: tokens of each
-    sequence."""
+    sequence. choose: which experts a token goes to."""
 
     model: ModelConfig
     recompute: RecomputeConfig
     ops: Ops
     sequence_length: int
+    choose: Choose = choose

@@ -25,8 +25,8 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True)
 class Rates:
-    """Of steps with the config's batch. mfu: by convention, of the main model without MTP and of
-    bfloat16's peak, as DeepSeek states it."""
+    """Of steps with the config's batch. mfu: by convention, of the main model without MTP, as
+    DeepSeek states it; in a plan of bfloat16's peak."""
 
     tokens_per_step: int
     tokens_per_second_per_gpu: float
@@ -67,14 +67,14 @@ def make_plan(config: Config) -> Plan:
         parameters=model_parameters(config.model),
         ranks=ranks,
         step=step,
-        rates=rates(config, step.seconds, machine),
+        rates=rates(config, step.seconds, machine.bf16),
         rule=overlap_rule(config, mesh, machine),
         cost=run_cost(config, ranks, machine),
     )
 
 
-def rates(config: Config, step_seconds: float, machine: Machine) -> Rates:
-    """Of a step that takes so long."""
+def rates(config: Config, step_seconds: float, peak: float) -> Rates:
+    """Of a step that takes so long. peak: FLOP/s of one rank, of which MFU is the share."""
     world, length = mesh_of(config).world, config.data.sequence_length
     tokens = config.data.global_batch * length
     per_gpu = tokens / step_seconds / world
@@ -87,5 +87,5 @@ def rates(config: Config, step_seconds: float, machine: Machine) -> Rates:
         tokens_per_second_per_gpu=per_gpu,
         tokens_per_day=tokens / step_seconds * SECONDS_PER_DAY,
         tflops_per_gpu={name: value / 1e12 for name, value in flops.items()},
-        mfu={name: value / machine.bf16 for name, value in flops.items()},
+        mfu={name: value / peak for name, value in flops.items()},
     )

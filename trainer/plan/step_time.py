@@ -56,8 +56,7 @@ class StepTime:
     @property
     def parts(self) -> StepParts:
         """Mean over the ranks."""
-        columns = zip(*map(astuple, self.by_rank))
-        return StepParts(*(sum(column) / len(self.by_rank) for column in columns))
+        return mean_parts(self.by_rank)
 
 
 def step_time(
@@ -74,8 +73,7 @@ def step_time(
     ends = tuple(step_end(config, rank, machine) for rank in ranks)
     costs = stage_cost_model(config, schedule, machine, sequence_length)
     timeline = simulate(schedule, costs)
-    last = timeline.makespan  # all wait for the norm of all gradients
-    timeline = replace(timeline, optimizer=tuple((last, last + end.total) for end in ends))
+    timeline = ended(timeline, [end.total for end in ends])
     return StepTime(timeline, costs, split(timeline), ends)
 
 
@@ -97,13 +95,24 @@ def stage_cost_model(
     )
 
 
+def ended(timeline: Timeline, ends: Sequence[float]) -> Timeline:
+    """With the end of the step, which takes each rank so many seconds."""
+    last = timeline.makespan  # all wait for the norm of all gradients
+    return replace(timeline, optimizer=tuple((last, last + end) for end in ends))
+
+
+def mean_parts(of: Sequence[StepParts]) -> StepParts:
+    """Field by field."""
+    return StepParts(*(sum(column) / len(of) for column in zip(*map(astuple, of))))
+
+
 def split(timeline: Timeline) -> tuple[StepParts, ...]:
     """The step of each rank, by what it does."""
     ranks = []
     for rank, spans in enumerate(timeline.by_rank):
         seconds: dict[str, float] = defaultdict(float)
         for span in spans:
-            seconds[_part_of(span.item)] += span.end - span.start
+            seconds[part_of(span.item)] += span.end - span.start
         if timeline.optimizer:
             start, end = timeline.optimizer[rank]
             seconds["optimizer"] = end - start
@@ -111,7 +120,8 @@ def split(timeline: Timeline) -> tuple[StepParts, ...]:
     return tuple(ranks)
 
 
-def _part_of(item: Item) -> str:
+def part_of(item: Item) -> str:
+    """The field of StepParts that counts it."""
     if isinstance(item, Overlap):
         return "pairs"
     kinds = {"F": "forward", "W": "weight_gradient"}
