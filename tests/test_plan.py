@@ -230,6 +230,10 @@ def test_the_command_gives_json_for_any_config(capsys: pytest.CaptureFixture[str
     said = json.loads(capsys.readouterr().out)
     assert set(said["parameters"]) == {"main", "mtp", "activated"}
     assert set(said["mfu"]) == {"causal", "non_causal"}
+    assert [sum(parts.values()) for parts in said["memory_parts_gib_by_rank"]] == pytest.approx(
+        said["memory_gib_by_rank"]
+    )
+    assert len(said["memory_gib_by_rank"]) == config(TINY).mesh.pipeline and said["fits"]
     assert sum(said["parts_seconds"].values()) == pytest.approx(said["step_seconds"])
     hours = said["gpu_hours"]
     assert set(hours) == {"pre_training", "context_extension", "post_training", "total"}

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from trainer.plan.datasheets import GIB
+from trainer.plan.memory import RankMemory
 from trainer.plan.plan import Plan
+
+
+def memory_parts(rank: RankMemory) -> dict[str, float]:
+    """What the memory of a rank is made of, in GiB."""
+    return {name: size / GIB for name, size in vars(rank).items() if isinstance(size, int)}
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -21,6 +28,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "dispatch": config.plan.dispatch,
         "parameters": asdict(plan.parameters),
         "parameters_by_rank": [rank.total for rank in plan.ranks],
+        "memory_gib_by_rank": [rank.total / GIB for rank in plan.memory],
+        "memory_parts_gib_by_rank": [memory_parts(rank) for rank in plan.memory],
+        "gpu_memory_gib": plan.machine.memory / GIB,
+        "fits": plan.fits,
         "tokens_per_step": plan.rates.tokens_per_step,
         "step_seconds": plan.step.seconds,
         "parts_seconds": asdict(plan.step.parts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from parallel.schedule.table import Schedule
 from trainer.config.derived import mesh_of, schedule_of
@@ -10,6 +11,7 @@ from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.plan.datasheets import Machine, machine_of
 from trainer.plan.flops import training_flops
+from trainer.plan.memory import RankMemory, memory_by_rank
 from trainer.plan.overlap_rule import OverlapRule, overlap_rule
 from trainer.plan.parameters import (
     ModelParameters,
@@ -37,7 +39,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Plan:
-    """ranks: parameters by pipeline rank. rule: where there are all-to-alls."""
+    """ranks: by pipeline rank. rule: where there are all-to-alls."""
 
     config: Config
     schedule: Schedule
@@ -48,6 +50,16 @@ class Plan:
     rates: Rates
     rule: OverlapRule | None
     cost: RunCost
+
+    @cached_property
+    def memory(self) -> tuple[RankMemory, ...]:
+        """By pipeline rank; passes are run for it, when it is first asked for."""
+        return memory_by_rank(self.config, self.schedule, self.machine)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank does, its margin included."""
+        return all(rank.fits(self.machine) for rank in self.memory)
 
 
 def make_plan(config: Config) -> Plan:

@@ -53,7 +53,8 @@ def read_choices(texts: Sequence[str]) -> list[Choice]:
 def sweep(
     config: Config, choices: Sequence[Choice], progress: Callable[[int, int], None]
 ) -> list[Variant]:
-    """Every combination, those with most tokens per second and GPU first, then what cannot be."""
+    """Every combination: those that fit, with most tokens per second and GPU first; then those that
+    do not fit; then what cannot be."""
     combinations = list(product(*(zip(choice.texts, choice.values) for choice in choices)))
     variants = []
     for number, combination in enumerate(combinations):
@@ -87,10 +88,11 @@ def _with_fitting_stages(config: Config) -> Config:
     return replace(config, pipeline=replace(config.pipeline, layers_per_stage=None))
 
 
-def _order(variant: Variant) -> tuple[bool, float]:
-    if variant.plan is None:
-        return True, 0.0
-    return False, -variant.plan.rates.tokens_per_second_per_gpu
+def _order(variant: Variant) -> tuple[bool, bool, float]:
+    plan = variant.plan
+    if plan is None:
+        return True, True, 0.0
+    return False, not plan.fits, -plan.rates.tokens_per_second_per_gpu
 
 
 def _read(text: str) -> Choice:

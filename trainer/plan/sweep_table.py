@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 
 from trainer.plan.as_json import as_json
+from trainer.plan.datasheets import GIB
 from trainer.plan.sweep import Choice, Variant
 
 FIGURES = (
-    "GPUs", "step, s", "tokens/s/GPU", "MFU", "bubble", "GPU-hours per T tokens", "problem",
+    "GPUs", "step, s", "tokens/s/GPU", "MFU", "bubble", "GPU-hours per T tokens", "GiB", "problem",
 )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def figures(variant: Variant) -> list[str]:
     """As text, in the order of FIGURES."""
     plan = variant.plan
     if plan is None:
-        return ["", "", "", "", "", "", variant.problem]
+        return [*[""] * (len(FIGURES) - 1), variant.problem]
     parts = plan.step.parts
     return [
         f"{plan.cost.gpus:,}",
@@ -40,7 +41,8 @@ def figures(variant: Variant) -> list[str]:
         f"{plan.rates.mfu['causal']:.1%}",
         f"{parts.bubble / plan.step.seconds:.1%}",
         f"{plan.cost.gpu_hours_per_trillion_tokens:,.0f}",
-        "",
+        f"{max(rank.total for rank in plan.memory) / GIB:.1f}",
+        "" if plan.fits else "does not fit",
     ]
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 from rich.table import Table
 
+from trainer.plan.as_json import memory_parts
+from trainer.plan.datasheets import GIB
 from trainer.plan.overlap_rule import OverlapRule
 from trainer.plan.plan import Plan
 
@@ -23,6 +25,7 @@ PARTS = {
 def tables(plan: Plan) -> Iterator[Table]:
     """In the order in which they are read."""
     yield summary(plan)
+    yield memory_table(plan)
     yield step_table(plan)
     yield cost_table(plan)
 
@@ -62,6 +65,36 @@ def _rule(rule: OverlapRule) -> tuple[str, str]:
         f"by a pair below {rule.pair_hides_below:.0%} of the GPU's peak, by experts alone below "
         f"{rule.experts_hide_below:.0%}",
     )
+
+
+def memory_table(plan: Plan) -> Table:
+    """GiB by rank; ranks that need as much are one row."""
+    names = list(memory_parts(plan.memory[0]))
+    limit = plan.machine.memory / GIB
+    table = Table(title=f"Memory, GiB per rank, of {limit:.1f} on a GPU", title_justify="left")
+    table.add_column("ranks")
+    for name in (*names, "total"):
+        table.add_column(name, justify="right")
+    table.add_column("fits")
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for number, rank in enumerate(plan.memory):
+        figures = (*memory_parts(rank).values(), rank.total / GIB)
+        note = "yes" if rank.fits(plan.machine) else "no"
+        alike.setdefault((*(f"{figure:.1f}" for figure in figures), note), []).append(number)
+    for row, ranks in alike.items():
+        table.add_row(_as_ranges(ranks), *row)
+    return table
+
+
+def _as_ranges(numbers: list[int]) -> str:
+    """As in 0-3, 7."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in ranges)
 
 
 def step_table(plan: Plan) -> Table:

@@ -103,13 +103,12 @@ function parts() {
 }
 
 function memory() {
-  if (!plan.memory) return at("memory-section").remove();
   const { limit, ranks } = plan.memory;
   const names = Object.keys(ranks[0]);
   const total = (rank) => names.reduce((sum, name) => sum + rank[name], 0);
   const most = 1.02 * Math.max(limit, ...ranks.map(total));
   at("memory-note").textContent =
-    `GiB per rank; the mark is what a GPU has, ${digits(limit, 1)} GiB. ${plan.memory.note}`;
+    `GiB per rank when it needs most; the mark is what a GPU has, ${digits(limit, 1)} GiB.`;
   legend("memory-legend", names.map((name, n) => [MEMORY[n], name]));
   ranks.forEach((rank, number) => {
     const values = names.map((name, n) => [MEMORY[n], rank[name], `${name}: ${digits(rank[name], 2)} GiB`]);

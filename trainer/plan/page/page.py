@@ -13,7 +13,8 @@ from typing import Any
 from parallel.schedule.table import actions
 from parallel.study.timeline import Timeline
 from trainer.config.keys import values
-from trainer.plan.as_json import as_json
+from trainer.plan.as_json import as_json, memory_parts
+from trainer.plan.datasheets import GIB
 from trainer.plan.plan import Plan
 from trainer.plan.run_cost import Stretch
 from trainer.plan.sweep import Choice, Variant
@@ -35,7 +36,10 @@ def page(plan: Plan, choices: Sequence[Choice], variants: Sequence[Variant], con
         "source": plan.machine.source,
         "stretches": _stretches(plan),
         "timeline": _timeline(plan.step.timeline),
-        "memory": None,
+        "memory": {
+            "limit": plan.machine.memory / GIB,
+            "ranks": [memory_parts(rank) for rank in plan.memory],
+        },
         "what_if": {
             "keys": [choice.key for choice in choices],
             "head": list(FIGURES),
