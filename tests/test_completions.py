@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from parallel.pipeline.completions import completions
-from parallel.ranks.groups import make_groups
+from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.process import Process
 from parallel.reduce.gradients import make_gradients
 from parallel.schedule.generators import GENERATORS, generate
@@ -45,9 +45,10 @@ def _sums(process: Process) -> dict[str, float]:
     stages = {"a": 0, "b": 1}
     parameters = {name: nn.Parameter(torch.zeros(1)) for name in stages}
     copies_of = dict.fromkeys(parameters, (0, 1))
-    groups = make_groups([(0, 1)], process.rank, timedelta(seconds=30))
+    both = GroupSpec((0, 1), "gradients", "all-reduce")
+    opened = open_groups([both], process.rank, timedelta(seconds=30), torch.device("cpu"))
     gradients = make_gradients(
-        parameters, copies_of, groups, process.rank,
+        parameters, copies_of, {(0, 1): opened[both]}, process.rank,
         stages_of=lambda name: frozenset({stages[name]}), held=(0, 1),
     )  # fmt: skip
     found = {}

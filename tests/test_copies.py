@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from parallel.ranks.groups import make_groups
+from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.mesh import Coordinate, Mesh, RankSet
 from parallel.ranks.process import Process
 from parallel.reduce.copies import Home, all_copies, copies
@@ -116,8 +116,10 @@ def _reduce_and_clip(process: Process) -> tuple[float, dict[str, list[float]]]:
     rank = process.rank
     copies_of = {"shared": (0, 1), "expert": (rank,), "late": (0, 1)}
     parameters = {name: nn.Parameter(torch.zeros(2)) for name in copies_of}
-    groups = make_groups([(0, 1), (0,), (1,)], rank, timedelta(seconds=30))
-    gradients = make_gradients(parameters, copies_of, groups, rank)
+    specs = [GroupSpec(ranks, "gradients", "all-reduce") for ranks in ((0, 1), (0,), (1,))]
+    opened = open_groups(specs, rank, timedelta(seconds=30), torch.device("cpu"))
+    assert set(opened) == {specs[0]}
+    gradients = make_gradients(parameters, copies_of, {(0, 1): opened[specs[0]]}, rank)
     for _ in range(2):  # a second step starts from zero
         gradients.zero()
         parameters["shared"].grad += torch.tensor([1.0, 3.0]) if rank == 0 else 0.0

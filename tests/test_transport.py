@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.pipeline.transport import Transport, channel_groups
+from parallel.pipeline.transport import Transport, channel_specs
+from parallel.ranks.groups import open_groups
 from parallel.ranks.mesh import Mesh
 from parallel.ranks.process import Process
-from parallel.schedule.generators import generate
-from parallel.schedule.lower import Message, channels, lower
+from parallel.schedule.lower import Message
 from tests.distributed import run_world
 
 CPU, SHAPE = torch.device("cpu"), (2,)
@@ -36,10 +36,11 @@ def pass_on(process: Process) -> tuple[dict[tuple[int, int], list[int]], int, li
     many of the groups are different; and what arrives."""
     mesh = Mesh(pipeline=3, expert_data=2)
     pipelines = [mesh.pipeline_group(rank) for rank in range(mesh.data)]
-    groups = channel_groups(pipelines, CHANNELS, process.rank, timedelta(seconds=30), CPU)
+    specs = channel_specs(pipelines, CHANNELS)
+    opened = open_groups(specs, process.rank, timedelta(seconds=30), CPU)
+    groups = {specs[spec]: group for spec, group in opened.items()}
     rank = mesh.coordinate(process.rank).pipeline
     transport = transport_of(rank, mesh.pipeline_group(process.rank), groups)
-    transport.open()
     posted = [transport.post(message(*channel)) for channel in groups if channel[1] == rank]
     for channel in groups:
         if channel[0] == rank:
@@ -60,16 +61,6 @@ def test_each_channel_has_a_group_of_its_two_ranks() -> None:
         assert members == {c: sorted(2 * end + pipeline for end in c) for c in mine}
         assert distinct == len(mine)
         assert sorted(arrived) == sorted(2 * s + pipeline for s, d in CHANNELS if d == rank)
-
-
-def test_dualpipe_has_a_channel_each_way_between_neighbours() -> None:
-    """The figures of docs/architecture.md."""
-    used = channels(lower(generate("dualpipe", 16, 120)))
-    assert used == {(rank, rank + way) for rank in range(16) for way in (-1, 1)} - {
-        (0, -1),
-        (15, 16),
-    }
-    assert 128 * len(used) == 3840
 
 
 @dataclass

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.ranks.groups import make_groups, started
+from parallel.ranks.groups import GroupSpec, started
 from parallel.ranks.mesh import RankSet
 from parallel.schedule.lower import Channel, Message
 
@@ -79,21 +78,6 @@ class Transport:
         limit = 2 * len(self.ranks) + 2
         self._unreceived = {channel: Unreceived(limit) for channel in self.groups}
 
-    def open(self) -> None:
-        """Send one message through each channel.
-
-        NCCL makes a communicator at the first message, and blocks the host until both ranks have
-        come; a receive posted ahead of use would then wait for a peer that waits for us.
-        Collective over the pipeline.
-        """
-        for source, destination in sorted(self.groups):
-            message = Message("activation", 0, 0, 0, source, destination)
-            if self.rank == source:
-                self.send(message, torch.zeros(self.shape, dtype=self.dtype, device=self.device))
-                self.finish()
-            else:
-                self.post(message).wait()
-
     def post(self, message: Message) -> Receive:
         """Post the receive of `message` without waiting."""
         self._forget()
@@ -127,25 +111,18 @@ class Transport:
         return self.groups[channel]
 
 
-def channel_groups(
-    pipelines: Sequence[RankSet],
-    channels: Iterable[Channel],
-    rank: int,
-    timeout: timedelta,
-    device: torch.device,
-) -> Mapping[Channel, dist.ProcessGroup]:
-    """The groups of the channels that world rank `rank` is on, by pipeline ranks.
+def channel_specs(
+    pipelines: Sequence[RankSet], channels: Iterable[Channel]
+) -> Mapping[GroupSpec, Channel]:
+    """The groups of all channels of the world, each with its channel by pipeline ranks.
 
-    pipelines: the world ranks of each. channels: of each, by pipeline ranks. Collective over the
-    world, which makes len(pipelines) x len(channels) groups: 3840 calls for 128 pipelines of 16
-    ranks with neighbours linked both ways, of which a rank is in at most four.
+    pipelines: the world ranks of each. channels: of each, by pipeline ranks.
     """
-    backends = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
-    backend = backends[device.type]  # of the world's: gloo, NCCL, or torch's fake one
-    place: dict[RankSet, Channel] = {
-        (ranks[source], ranks[destination]): (source, destination)
+    return {
+        GroupSpec((ranks[source], ranks[destination]), "a channel", "message"): (
+            source,
+            destination,
+        )
         for ranks in pipelines
-        for source, destination in channels
+        for source, destination in sorted(channels)
     }
-    groups = make_groups(place, rank, timeout, backend)
-    return {place[pair]: group for pair, group in groups.items()}

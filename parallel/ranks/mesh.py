@@ -6,12 +6,19 @@ tokens with each other are neighbours (one node); data rank = (expert-data rank,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 RankSet: TypeAlias = tuple[int, ...]
 """World ranks, in order."""
+_SHOWN = 4
+
+
+def few(ranks: Sequence[int]) -> str:
+    """Ranks for people: the first few, and how many more there are."""
+    more = len(ranks) - _SHOWN
+    return ", ".join(map(str, ranks[:_SHOWN])) + f" and {more} more" * (more > 0)
 
 
 @dataclass(frozen=True, slots=True)

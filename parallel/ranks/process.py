@@ -16,6 +16,8 @@ from parallel.ranks.environment import STORE, place_from_environment
 from parallel.ranks.fresh_store import fresh_store
 from parallel.ranks.roll_call import RollCall
 
+_FULL_MESH = 64  # ranks that gloo connects all with each other: a rank that hangs is found sooner
+
 
 class DeviceError(TandemError):
     """The device that was asked for is not there; the message is one line."""
@@ -66,6 +68,8 @@ def join(process: Process, device: torch.device, timeout: timedelta, init_method
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if process.world == 1:
         return RollCall(None, 0, 1)
+    if process.world > _FULL_MESH:  # else gloo opens as many sockets as there are ranks, per group
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     store = _store(process, timeout, init_method)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

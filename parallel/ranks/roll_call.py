@@ -18,6 +18,8 @@ import torch.distributed as dist
 
 from parallel.errors import LostRankError
 from parallel.ranks.flight import FlightRecorder
+from parallel.ranks.groups import OpeningError
+from parallel.ranks.mesh import few
 
 _PATIENCE = 3.0  # seconds for the others to answer, beyond what they may be apart
 _MOST_APART = 60.0
@@ -61,7 +63,8 @@ class RollCall:
         try:
             yield
         except RuntimeError as error:
-            if self.store is None or not _LOST_PEER.search(str(error)):
+            lost_peer = isinstance(error, OpeningError) or _LOST_PEER.search(str(error))
+            if self.store is None or not lost_peer:
                 raise
             lost = self._who_is_missing(error, enough)
             if lost.speaks:
@@ -97,9 +100,10 @@ class RollCall:
         if not silent:
             line = str(error).splitlines()[0]
             return LostRankError(f"rank {self.rank} has lost another rank: {line}", first)
-        names = ", ".join(map(str, silent[:4])) + f" and {len(silent) - 4} more" * (len(silent) > 4)
+        names = few(silent)
         who = f"ranks {names} do not answer" if silent[1:] else f"rank {names} does not answer"
-        return LostRankError(who + self._last_seen(silent[0]), first, silent)
+        waits = f"; rank {self.rank} opens {error.what}" if isinstance(error, OpeningError) else ""
+        return LostRankError(who + self._last_seen(silent[0]) + waits, first, silent)
 
     def _patience(self) -> float:
         """Seconds to wait. Ranks that wait for the missing one, in a chain, started waiting within

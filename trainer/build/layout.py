@@ -10,33 +10,32 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
-from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.expert.router import Choose, choose
 from parallel.ops.fp8.ops import Fp8Ops
 from parallel.ops.kernels import Kernels
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
-from parallel.pipeline.transport import Transport, channel_groups
-from parallel.ranks.groups import make_groups
+from parallel.pipeline.transport import Transport
 from parallel.ranks.mesh import Mesh, RankSet
 from parallel.ranks.process import Process
 from parallel.ranks.together import together
-from parallel.reduce.copies import all_copies, copies
+from parallel.reduce.copies import copies
 from parallel.reduce.gradients import Gradients
 from parallel.schedule.generators import forward_only
-from parallel.schedule.lower import channels, lower
+from parallel.schedule.lower import Channel, lower
 from parallel.schedule.table import Schedule
 from parallel.tape.recorder import Recorder, Silence
+from trainer.build.experts import Placements, experts_here, trainable
+from trainer.build.groups import open_run_groups
 from trainer.build.optimizer import make_optimizer
 from trainer.build.weights import set_weights
 from trainer.config.derived import mesh_of, schedule_of
-from trainer.config.schema import Config, ModelConfig
-from trainer.model.moe import BALANCE, ExpertsHere
+from trainer.config.schema import Config
+from trainer.model.moe import BALANCE
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition, moe_layers, partition_layers
+from trainer.model.partition import Partition, partition_layers
 from trainer.model.stage import ModelStage, Objective
 from trainer.objective.objective import TrainingObjective
 from trainer.objective.pretraining import Pretraining
@@ -44,17 +43,13 @@ from trainer.optim.average import WeightAverage
 from trainer.optim.optimizer import Optimizer
 from trainer.recipe.recipe import StepRecipe
 
-Placements = Mapping[int, ExpertPlacement]
-"""By layer, where its experts are."""
-
 
 @dataclass(frozen=True)
 class Layout:
     """What a rank holds. `build` makes one.
 
     average: of the weights, where optimizer.ema asks for one. copies_of: by parameter, the ranks
-    that hold it. groups: by such a set. patient: group to wait in for ranks that read or save
-    weights (see `together`).
+    that hold it. groups: by such a set.
     """
 
     config: Config
@@ -72,7 +67,6 @@ class Layout:
     copies_of: Mapping[str, RankSet]
     groups: Mapping[RankSet, dist.ProcessGroup]
     transport: Transport | None
-    patient: dist.ProcessGroup | None
 
     @property
     def pipeline_rank(self) -> int:
@@ -85,6 +79,11 @@ class Layout:
     @property
     def data_rank(self) -> int:
         return self.mesh.data_rank(self.process.rank)
+
+    @property
+    def patience(self) -> timedelta:
+        """How long ranks wait for one that reads or saves weights (see `together`)."""
+        return _patience(self.config)
 
     @property
     def sequences(self) -> int:
@@ -135,7 +134,6 @@ def build(
     config: Config,
     process: Process,
     device: torch.device,
-    patient: dist.ProcessGroup | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     placements: Placements | None = None,
     choose: Choose = choose,
@@ -149,22 +147,20 @@ def build(
     """
     mesh, schedule = mesh_of(config), schedule_of(config)
     place, timeout = mesh.coordinate(process.rank), timedelta(seconds=config.run.timeout)
-    placements = _trainable(placements, config.model, mesh)
+    placements = trainable(placements, config.model, mesh)
     partition = partition_layers(
         config.model.layers,
         schedule.stages,
         config.model.mtp.depth,
         config.pipeline.layers_per_stage,
     )
-    groups = make_groups(
-        all_copies(partition.homes(), mesh, schedule.placement), process.rank, timeout
-    )
+    groups = open_run_groups(mesh, schedule, partition.homes(), process.rank, timeout, device)
     kernels = Kernels.compiled() if config.run.compile else Kernels()
     kind = Fp8Ops if config.precision.linear == "fp8" else Ops
     ops = kind(PRECISIONS[config.precision.parameters], kernels=kernels)
     options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
-    experts = _experts_here(placements, mesh, process.rank, timeout, device)
+    experts = experts_here(placements, place.expert, groups.experts, device)
     part = ModelPart(options, partition, stages, experts).to(device)
     copies_of = {
         name: copies(partition.home(name), mesh, schedule.placement, place.expert)
@@ -172,9 +168,9 @@ def build(
     }
     # Of the ranks that hold MTP modules, the first compares what they repeat.
     compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
-    together(lambda: set_weights(part, config, compare, progress), patient)
+    together(lambda: set_weights(part, config, compare, progress), _patience(config))
     gradients, optimizer = make_optimizer(
-        part, copies_of, groups, process.rank, partition, stages, config.optimizer
+        part, copies_of, groups.copies, process.rank, partition, stages, config.optimizer
     )
     decay = config.optimizer.ema
     return Layout(
@@ -191,62 +187,34 @@ def build(
         optimizer=optimizer,
         average=None if decay is None else WeightAverage(optimizer, gradients, decay),
         copies_of=copies_of,
-        groups=groups,
-        transport=_transport(config, mesh, schedule, process.rank, device),
-        patient=patient,
+        groups=groups.copies,
+        transport=_transport(config, mesh, groups.channels, process.rank, device),
     )
+
+
+def _patience(config: Config) -> timedelta:
+    return timedelta(seconds=config.run.io_timeout)
 
 
 def _sequences(config: Config, mesh: Mesh) -> int:
     return config.data.global_batch // (mesh.data * config.pipeline.micro_batches)
 
 
-def _trainable(given: Placements | None, model: ModelConfig, mesh: Mesh) -> Placements:
-    """The placements that were given, or contiguous ones. Raises PlacementError."""
-    if given is None:
-        contiguous = ExpertPlacement.contiguous(model.moe.experts, mesh.expert)
-        return dict.fromkeys(moe_layers(model), contiguous)
-    if any(placement.redundant for placement in given.values()):
-        raise PlacementError(
-            "an expert is held more than once: the gradients of its copies would not be summed, so "
-            "such a table is for forward passes only"
-        )
-    return given
-
-
-def _experts_here(
-    placements: Placements, mesh: Mesh, rank: int, timeout: timedelta, device: torch.device
-) -> dict[int, ExpertsHere]:
-    """By layer, the experts of this rank and the way to the others."""
-    groups = make_groups((mesh.expert_group(r) for r in range(mesh.world)), rank, timeout)
-    expert_rank = mesh.coordinate(rank).expert
-    here = {}
-    for layer, placement in placements.items():
-        held = placement.held[expert_rank]
-        if mesh.expert == 1:
-            here[layer] = ExpertsHere(held, LocalDispatcher())
-        else:
-            dispatcher = AllToAllDispatcher(groups[mesh.expert_group(rank)], placement, device)
-            here[layer] = ExpertsHere(held, dispatcher)
-    return here
-
-
 def _transport(
-    config: Config, mesh: Mesh, schedule: Schedule, rank: int, device: torch.device
+    config: Config,
+    mesh: Mesh,
+    groups: Mapping[Channel, dist.ProcessGroup],
+    rank: int,
+    device: torch.device,
 ) -> Transport | None:
-    """The channels to the other ranks of this rank's pipeline, opened; None if it has no others."""
+    """The channels to the other ranks of this rank's pipeline; None if it has no others."""
     if mesh.pipeline == 1:
         return None
-    ranks, timeout = mesh.pipeline_group(rank), timedelta(seconds=config.run.timeout)
-    pipelines = [mesh.pipeline_group(r) for r in range(mesh.data)]
-    groups = channel_groups(pipelines, channels(lower(schedule)), rank, timeout, device)
-    transport = Transport(
+    return Transport(
         rank=mesh.coordinate(rank).pipeline,
-        ranks=ranks,
+        ranks=mesh.pipeline_group(rank),
         groups=groups,
         shape=(_sequences(config, mesh) * config.data.sequence_length, config.model.dim),
         dtype=PRECISIONS[config.precision.parameters].parameters,
         device=device,
     )
-    transport.open()
-    return transport

@@ -87,11 +87,11 @@ def save_checkpoint(
             _write_beside(partial, layout.config, companions, shards)
 
     try:
-        with together(open_output, layout.patient) as output:
+        with together(open_output, layout.patience) as output:
             partial: Path = gather(output.partial if output else None)[0]
-            together(lambda: write_shards(partial), layout.patient)
-            together(lambda: write_beside(partial), layout.patient)
-            together(lambda: output.commit() if output else None, layout.patient)
+            together(lambda: write_shards(partial), layout.patience)
+            together(lambda: write_beside(partial), layout.patience)
+            together(lambda: output.commit() if output else None, layout.patience)
     except (PeerError, RunError) as error:
         raise CheckpointError(f"cannot save the weights to {folder}: {error}") from error
 

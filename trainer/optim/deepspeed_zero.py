@@ -75,13 +75,14 @@ class DeepSpeedAdamW:
         """As for FlatOptimizer and its Gradients. Moves the parameters into DeepSpeed's buffers.
         There must be a world's process group."""
         self._tensors_of, self._clip = tensors_of, config.clip
-        _start(next(iter(parameters.values())).device)
+        device = next(iter(parameters.values())).device
+        _start(device)
         members: dict[tuple[int, RankSet, bool], list[str]] = {}
         for name in sorted(parameters):
             key = (-min(stages_of(name)), copies_of[name], parameters[name].ndim > 1)
             members.setdefault(key, []).append(name)
         chosen = sorted(members)
-        alone = group_of_one(rank)
+        alone = group_of_one(rank, device)
         param_groups = [
             {
                 "params": [parameters[name] for name in members[key]],

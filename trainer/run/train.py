@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from parallel.ranks.groups import patient_world
 from parallel.ranks.process import Process, join, leave
 from parallel.ranks.roll_call import RollCall
 from parallel.ranks.together import gather, together
@@ -107,11 +106,11 @@ def _train(
     """The run in its folder, which the first rank has claimed."""
     device = process.device(config.run.device)
     first, folder = process.rank == 0, here.folder if here else None
-    patient = patient_world(timedelta(seconds=config.run.io_timeout))
-    text = together(lambda: load_text(config), patient)
+    patience = timedelta(seconds=config.run.io_timeout)
+    text = together(lambda: load_text(config), patience)
     _require_same(resolved, text)
     with console.bytes("reading weights") as show:
-        layout = build(config, process, device, patient, show)
+        layout = build(config, process, device, show)
     place: Callable[[], Path] = folder.place if folder else lambda: start.path
     checkpoints = Checkpoints(layout, place, text.fingerprint(), lambda: saved_id(place()))
     resumed = None
@@ -120,7 +119,7 @@ def _train(
     companions = together(lambda: read_companions(config) if first else None)
     room = checkpoint_bytes(layout) if config.checkpoint.export_hf else 0
     sinks = together(
-        lambda: _open_sinks(here, config, resolved, room, resumed) if here else [], patient
+        lambda: _open_sinks(here, config, resolved, room, resumed) if here else [], patience
     )
     metrics = Metrics([*sinks, console])
     trainer, saving = Trainer(layout, recorder or Silence()), Saving(checkpoints, metrics, console)

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from parallel.pipeline.executor import Executor
-from parallel.pipeline.transport import Transport, channel_groups
+from parallel.pipeline.transport import Transport, channel_specs
 from parallel.pipeline.truth.sleeping import LOSS, SHAPE, sleeping_stages
+from parallel.ranks.groups import open_groups
 from parallel.ranks.together import gather, start_together
 from parallel.schedule.lower import Channel, channels, lower
 from parallel.schedule.table import Schedule
@@ -35,7 +36,9 @@ def make_transport(schedules: Sequence[Schedule], rank: int, timeout: timedelta)
     """The transport for `schedules` of a pipeline over all ranks of the world. Collective."""
     everyone, device = tuple(range(dist.get_world_size())), torch.device("cpu")
     used = set[Channel]().union(*(channels(lower(schedule)) for schedule in schedules))
-    groups = channel_groups([everyone], used, rank, timeout, device)
+    specs = channel_specs([everyone], used)
+    opened = open_groups(specs, rank, timeout, device)
+    groups = {specs[spec]: group for spec, group in opened.items()}
     return Transport(rank, everyone, groups, SHAPE, torch.float32, device)
 
 

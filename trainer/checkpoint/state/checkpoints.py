@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import timedelta
 from pathlib import Path
 
-from parallel.ranks.groups import patient_world
+from parallel.ranks.groups import second_world
 from parallel.ranks.together import PeerError, gather, together
 from trainer.build.layout import Layout
 from trainer.checkpoint.state.index import About, Index, read_about, read_index
@@ -53,8 +52,7 @@ class Checkpoints:
         self._layout, self._run, self._text, self._wandb = layout, run, text, wandb
         self._config = layout.config.checkpoint
         self.first = layout.process.rank == 0
-        timeout = timedelta(seconds=layout.config.run.io_timeout)
-        self._group = patient_world(timeout, "gloo")
+        self._group = second_world(layout.patience)
         self._writer = BackgroundWriter(layout.process.rank, self._group)
         self._last: int | None = None
 
@@ -122,7 +120,7 @@ class Checkpoints:
             try:
                 about, index = together(
                     lambda p=path: (read_about(p), read_index(p)),  # type: ignore[misc]
-                    self._layout.patient,
+                    self._layout.patience,
                 )
                 self._require_same_run(path, about)
                 self._read(path, about, index, progress)
