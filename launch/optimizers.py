@@ -40,7 +40,7 @@ the config's section says only with which constants. DeepSpeed's is measured whe
   state   MiB of moments or momentum on the rank that has most; masters come on top where weights
           are bfloat16.
   step    ms of the median step, until the last rank is done.
-  sum     ms that a rank stands still for the sums of the gradients, and their norm.
+  sum     ms that a rank stands still for the sums of the gradients.
   update  ms for new weights, theirs from other ranks included, on the slowest rank.
 early: sums start as soon as a stage's gradients are complete; late: when all are.
 """

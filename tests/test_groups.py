@@ -24,7 +24,8 @@ from tests.distributed import run_world
 from trainer.build.groups import group_specs, open_run_groups
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.parse import config_parser, parse
-from trainer.model.partition import Partition, partition_layers
+from trainer.model.partition import Partition
+from trainer.plan.parameters import partition_of
 
 CPU = torch.device("cpu")
 Order = Sequence[GroupSpec | None]
@@ -35,10 +36,8 @@ def v3() -> tuple[Mesh, Schedule, Partition]:
     """DeepSeek-V3 on 2,048 ranks."""
     file = str(ROOT / "configs" / "deepseek_v3_2048.yaml")
     config, _ = parse(config_parser("test", "", ""), ["--config", file])
-    schedule, model = schedule_of(config), config.model
-    per_stage = config.pipeline.layers_per_stage
-    layers = partition_layers(model.layers, schedule.stages, model.mtp.depth, per_stage)
-    return mesh_of(config), schedule, layers
+    schedule = schedule_of(config)
+    return mesh_of(config), schedule, partition_of(config, schedule)
 
 
 def opened_by_all(orders: Sequence[Order]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.ranks.process import Process
@@ -95,7 +96,10 @@ def steps_of(layout: Layout, rank: int) -> list[float]:
             for released, grad in released_names(layout.part, name, parameter.grad):
                 whole = gradient(released, tuple(grad.shape), step)
                 grad += whole - (len(copies) - 1) if rank == copies[0] else 1.0
-        norm = optimizer.reduce()
+        square = optimizer.reduce()
+        if dist.is_initialized():
+            dist.all_reduce(square)
+        norm = square.sqrt()
         norms.append(float(norm))
         optimizer.step(norm, RATE)
     return norms

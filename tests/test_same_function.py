@@ -268,7 +268,7 @@ def test_logits_and_every_gradient_are_those_of_transformers(
     logits_TV = whole.logits(whole.hidden(tokens[:, :-1].flatten()))
     assert_close(logits_TV, logits_BSV.detach().flatten(0, 1), within)
 
-    totals = Trainer(layout).accumulate(Progress(), lambda m: {TOKENS: tokens[m : m + 1]})[0]
+    totals = Trainer(layout).accumulate(Progress(), lambda m: {TOKENS: tokens[m : m + 1]})
     mean = totals.losses["loss"] / (SEQUENCES * LENGTH)
     assert mean == pytest.approx(loss.item(), rel=within)
     gradients = dict(named_tensors(layout.part, lambda p: p.grad))
@@ -346,7 +346,5 @@ def test_mtp_is_that_of_transformers(depth: int, dtype: torch.dtype, tmp_path: P
         targets_T = tokens[:, d + 1 : d + 1 + LENGTH].flatten()
         loss = nn.functional.cross_entropy(expected_BSV.flatten(0, 1), targets_T, reduction="sum")
         losses[f"mtp_{d}_loss" if d else "loss"] = pytest.approx(loss.item(), rel=within)
-    trained = (
-        Trainer(layout).accumulate(Progress(), lambda m: {TOKENS: tokens[m : m + 1]})[0].losses
-    )
+    trained = Trainer(layout).accumulate(Progress(), lambda m: {TOKENS: tokens[m : m + 1]}).losses
     assert {name: trained[name] for name in losses} == losses

@@ -271,7 +271,7 @@ class PlainSGD:
 
     def reduce(self) -> Tensor:
         self.layout.gradients.reduce()
-        return self.layout.gradients.norm()
+        return self.layout.gradients.square()
 
     @torch.no_grad()
     def step(self, norm: Tensor, learning_rate: float) -> None:

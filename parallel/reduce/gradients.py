@@ -70,17 +70,16 @@ class Gradients:
             if share.cut is None and bucket.group is not None:
                 dist.broadcast(bucket.values, src=bucket.ranks[0], group=bucket.group)
 
-    def norm(self) -> Tensor:
-        """The global 2-norm of reduced gradients, float64; every parameter counts once."""
+    def square(self) -> Tensor:
+        """The square of the 2-norm of what this rank counts of the reduced gradients, float64: the
+        sum over the world is that of the global norm, in which every parameter counts once."""
         device = self.shares[0].bucket.gradient.device
         square = torch.zeros((), dtype=torch.float64, device=device)
         for share in self.shares:
             if share.counts_here:
                 for piece in chain.from_iterable(map(_pieces, share.gradients())):
                     square += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
-        if dist.is_initialized():
-            dist.all_reduce(square)
-        return square.sqrt()
+        return square
 
     def clip(self, norm: Tensor, limit: float) -> None:
         """Scale all gradients so that their norm is at most `limit`; 0 switches clipping off."""

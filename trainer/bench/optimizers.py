@@ -38,8 +38,8 @@ class Cost:
     """What one contender takes, in seconds of the median step.
 
     state: bytes of moments or momentum on the rank that has most; masters are not counted. step:
-    until the last rank is done. sum: standing still for the sums of the gradients and their norm,
-    mean over ranks. update: the longest of a rank.
+    until the last rank is done. sum: standing still for the sums of the gradients, mean
+    over ranks. update: the longest of a rank.
     """
 
     name: str

@@ -59,7 +59,7 @@ class FlatOptimizer:
 
     def reduce(self) -> Tensor:
         self._gradients.reduce()
-        return self._gradients.norm()
+        return self._gradients.square()
 
     @torch.no_grad()
     def step(self, norm: Tensor, learning_rate: float) -> None:

@@ -24,10 +24,12 @@ class Optimizer(Protocol):
         """Forget the gradients of the step before; the passes of a step may run after this."""
 
     def reduce(self) -> Tensor:
-        """Sum every gradient over its copies; the global 2-norm, float64, each parameter once."""
+        """Sum every gradient over its copies. The square of the 2-norm of what this rank counts of
+        them, float64: each parameter counts on one rank, so that the step can add it up over the
+        world along with the losses."""
 
     def step(self, norm: Tensor, learning_rate: float) -> None:
-        """Clip by `norm`, which `reduce` has given, and update the weights. A step that is to be
+        """Clip by `norm`, the 2-norm of all gradients, and update the weights. A step that is to be
         skipped does not call this."""
 
     def state(self) -> list[Fragment]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from parallel.expert.router import move_bias
@@ -22,6 +21,7 @@ from trainer.model.stage import MicroBatch
 from trainer.optim.average import update_weights
 from trainer.recipe.progress import Progress
 from trainer.recipe.recipe import Recipe, StepRecipe
+from trainer.run.totals import BatchTotals, sum_over_world
 
 GetMicroBatch = Callable[[int], MicroBatch]
 _EVALUATED_AT_ONCE = 64  # micro-batches of each data rank between two looks at the stop flag
@@ -65,20 +65,6 @@ class StepMetrics:
         return every.count(0.0) / len(every) if every else 0.0
 
 
-@dataclass(frozen=True)
-class BatchTotals:
-    """Sums over the world.
-
-    losses: by name. loads_LE: tokens sent to each expert of each MoE layer, float64. stop: whether
-    any rank was asked to stop. not_finite_here: losses that were not finite on this rank.
-    """
-
-    losses: dict[str, float]
-    loads_LE: Tensor
-    stop: bool
-    not_finite_here: list[str]
-
-
 @dataclass
 class Trainer:
     """Runs steps on a layout."""
@@ -118,22 +104,22 @@ class Trainer:
         A step that is not accepted, or whose loss or gradient is not finite, changes nothing.
         """
         layout, recipe = self.layout, self.recipe.at(progress)
-        batch, norm = self.accumulate(progress, micro_batch, stop)
+        batch = self.accumulate(progress, micro_batch, stop)
         sequences, layers = recipe.sequences, moe_layers(layout.config.model)
         weights = layout.loss_weights(recipe)
         losses = layout.objective.means(batch.losses, sequences)
-        not_finite = self._not_finite(batch, norm)
+        not_finite = self._not_finite(batch)
         updated = not not_finite and accepts(losses["loss"])
         if updated:
             self.recorder.note("update of the weights")
-            update_weights(layout.optimizer, layout.average, norm, recipe.learning_rate)
+            update_weights(layout.optimizer, layout.average, batch.norm, recipe.learning_rate)
             self._move_biases(batch.loads_LE, recipe.bias_gamma)
         return StepMetrics(
             losses=losses,
             total_loss=sum(weights[name] * value for name, value in batch.losses.items()),
             balance=batch.losses[BALANCE] / sequences / max(1, len(layers)),
             loads=dict(zip(map(layer_name, layers), batch.loads_LE.tolist())),
-            gradient_norm=float(norm),
+            gradient_norm=float(batch.norm),
             recipe=recipe,
             stop=batch.stop,
             updated=updated,
@@ -142,16 +128,16 @@ class Trainer:
 
     def accumulate(
         self, progress: Progress, micro_batch: GetMicroBatch, stop: bool = False
-    ) -> tuple[BatchTotals, Tensor]:
-        """Gradients of the global batch after `progress`, summed over their copies, and their
-        norm."""
+    ) -> BatchTotals:
+        """Gradients of the global batch after `progress`, summed over their copies."""
         optimizer, recipe = self.layout.optimizer, self.recipe.at(progress)
         optimizer.zero()
         weights = self.layout.loss_weights(recipe)
         result = self._run(self.executors[recipe.micro_batches], micro_batch, weights)
-        self.recorder.note("sum of the gradients over their copies, and norm")
-        norm = optimizer.reduce()
-        return self._reduce(result, stop), norm
+        self.recorder.note("sum of the gradients over their copies")
+        square = optimizer.reduce()
+        self.recorder.note("sum of the losses, and of the norm, over the world")
+        return sum_over_world(self.layout, result, stop, square)
 
     def evaluate(
         self, held_out: MicroBatch, asked: Callable[[], bool] = lambda: False
@@ -183,7 +169,8 @@ class Trainer:
         micro_batches = len(next(iter(parts.values())))
         executor = layout.forward_executor(layout.objective, micro_batches, self.recorder)
         result = self._run(executor, lambda m: {name: part[m] for name, part in parts.items()})
-        return self._reduce(result, stop)
+        self.recorder.note("sum of the losses over the world")
+        return sum_over_world(self.layout, result, stop)
 
     def _run(
         self,
@@ -200,24 +187,6 @@ class Trainer:
 
         return executor.run(on_device, weights)
 
-    def _reduce(self, result: StepResult, stop: bool) -> BatchTotals:
-        """Sum losses and loads over the world: each was counted by one rank only."""
-        model = self.layout.config.model
-        names, layers = [*self.layout.objective.losses, BALANCE], moe_layers(model)
-        head = [float(result.losses.get(name, 0.0)) for name in names] + [float(stop)]
-        flat = torch.zeros(len(head) + len(layers) * model.moe.experts, dtype=torch.float64)
-        flat[: len(head)] = torch.tensor(head, dtype=torch.float64)
-        loads_LE = flat[len(head) :].view(len(layers), model.moe.experts)
-        for row, layer in enumerate(map(layer_name, layers)):
-            if layer in result.tallies:
-                loads_LE[row] = result.tallies[layer].to(flat)
-        self.recorder.note("sum of the losses over the world")
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-        sums = dict(zip(names, flat.tolist()))
-        seen = [name for name in names if not math.isfinite(head[names.index(name)])]
-        return BatchTotals(sums, loads_LE, bool(flat[len(names)] > 0), seen)
-
     def _move_biases(self, loads_LE: Tensor, gamma: float) -> None:
         biases = dict(named_biases(self.layout.part))
         model = self.layout.config.model
@@ -226,10 +195,10 @@ class Trainer:
             if bias is not None:
                 move_bias(bias, loads_LE[row].to(bias.device), gamma)
 
-    def _not_finite(self, batch: BatchTotals, norm: Tensor) -> str:
+    def _not_finite(self, batch: BatchTotals) -> str:
         """What is not finite, and which ranks have seen it; "" if all is well. Every rank comes to
         the same answer; only if it is bad do they tell each other more."""
-        if all(map(math.isfinite, batch.losses.values())) and bool(torch.isfinite(norm)):
+        if all(map(math.isfinite, batch.losses.values())) and bool(torch.isfinite(batch.norm)):
             return ""
         mine = batch.not_finite_here or [
             f"gradient of {name}" for name in self.layout.gradients.not_finite()
