@@ -27,15 +27,18 @@ from parallel.tape.weight_gradients import WeightGradients
 class Ops:
     """precision: of the weights that it makes. deferred: where the backward of a product leaves
     its weight gradient; the tape of the micro-batch takes it from there, region by region.
-    kernels: what is computed between products."""
+    kernels: what is computed between products. weights_on: where it makes weights, such as on meta,
+    without memory; torch's own device where not given."""
 
     precision: Precision = field(default_factory=Precision)
     deferred: WeightGradients = field(default_factory=WeightGradients)
     kernels: Kernels = field(default_factory=Kernels)
+    weights_on: torch.device | None = None
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """A weight, not set."""
-        return nn.Parameter(torch.empty(shape, dtype=self.precision.parameters))
+        empty = torch.empty(shape, dtype=self.precision.parameters, device=self.weights_on)
+        return nn.Parameter(empty)
 
     def weights_changed(self) -> None:
         """What was made of weights, other than they are, has to be made again."""

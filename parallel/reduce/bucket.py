@@ -48,12 +48,14 @@ def make_buckets(
     groups: Mapping[RankSet, dist.ProcessGroup],
     kind_of: Callable[[str], str],
     stages_of: Callable[[str], frozenset[int]],
+    device: torch.device | None = None,
 ) -> list[Bucket]:
     """Every parameter in one bucket, in an order that is the same on every rank: about that in
     which their gradients are there, the deepest stage first.
 
     copies_of: by parameter name; names are the same on every rank that holds a copy. Moves the
-    values of the parameters into the flat buffers.
+    values of the parameters into the flat buffers. Where they are on meta, the buckets have new
+    parameters in their place, not set, on `device`.
     """
     members: dict[tuple[int, tuple[int, ...], RankSet, str, str], list[str]] = {}
     for name in sorted(parameters):
@@ -73,6 +75,7 @@ def make_buckets(
             {name: parameters[name] for name in names},
             ranks,
             groups.get(ranks),
+            device,
         )
         for (_, stages, ranks, kind, _), names in sorted(members.items())
     ]
@@ -84,24 +87,34 @@ def _bucket(
     members: Mapping[str, nn.Parameter],
     ranks: RankSet,
     group: dist.ProcessGroup | None,
+    device: torch.device | None,
 ) -> Bucket:
-    parameters = tuple(members.values())
     starts, end = [], 0
-    for parameter in parameters:
+    for parameter in members.values():
         starts.append(end)
         end += _rounded_up(parameter.numel(), _ALIGNMENT)
     size = _rounded_up(end, _ALIGNMENT * len(ranks))  # so that any copy's share starts aligned
-    first = parameters[0]
-    values = torch.zeros(size, dtype=first.dtype, device=first.device)
+    first = next(iter(members.values()))
+    values = torch.zeros(size, dtype=first.dtype, device=device or first.device)
     gradient = torch.zeros_like(values, dtype=accurate_type(values.dtype))
-    for parameter, start in zip(parameters, starts):
+    parameters = []
+    for parameter, start in zip(members.values(), starts):
         place = slice(start, start + parameter.numel())
-        values[place] = parameter.detach().reshape(-1)
-        parameter.data = values[place].view(parameter.shape)
-        set_gradient(parameter, gradient[place].view(parameter.shape))
+        parameters.append(_moved(parameter, values[place].view(parameter.shape)))
+        set_gradient(parameters[-1], gradient[place].view(parameter.shape))
     return Bucket(
-        kind, stages, tuple(members), parameters, tuple(starts), values, gradient, ranks, group
-    )
+        kind, stages, tuple(members), tuple(parameters), tuple(starts), values, gradient, ranks,
+        group,
+    )  # fmt: skip
+
+
+def _moved(parameter: nn.Parameter, place: Tensor) -> nn.Parameter:
+    """The parameter, with its values in `place`; a new one there for one that has none."""
+    if parameter.is_meta:
+        return nn.Parameter(place)
+    place.copy_(parameter.detach())
+    parameter.data = place
+    return parameter
 
 
 def _rounded_up(size: int, multiple: int) -> int:

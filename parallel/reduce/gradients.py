@@ -98,10 +98,11 @@ def make_gradients(
     cut: Callable[[Bucket], Cut | None] = lambda bucket: None,
     stages_of: Callable[[str], frozenset[int]] = lambda name: frozenset(),
     held: Iterable[int] = (),
+    device: torch.device | None = None,
 ) -> Gradients:
-    """copies_of, groups, kind_of, stages_of: see make_buckets. cut: who updates what of a bucket.
-    held: the stages of this rank."""
-    buckets = make_buckets(parameters, copies_of, groups, kind_of, stages_of)
+    """copies_of, groups, kind_of, stages_of, device: see make_buckets. cut: who updates what of a
+    bucket. held: the stages of this rank."""
+    buckets = make_buckets(parameters, copies_of, groups, kind_of, stages_of, device)
     return Gradients([Share(bucket, cut(bucket), rank) for bucket in buckets], held)
 
 

@@ -3,7 +3,7 @@ pipeline that runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -32,7 +32,7 @@ from trainer.build.optimizer import make_optimizer
 from trainer.build.weights import set_weights
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.schema import Config
-from trainer.model.moe import BALANCE
+from trainer.model.moe import BALANCE, ExpertsHere
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, partition_layers
@@ -155,23 +155,23 @@ def build(
         config.pipeline.layers_per_stage,
     )
     groups = open_run_groups(mesh, schedule, partition.homes(), process.rank, timeout, device)
-    kernels = Kernels.compiled() if config.run.compile else Kernels()
-    kind = Fp8Ops if config.precision.linear == "fp8" else Ops
-    ops = kind(PRECISIONS[config.precision.parameters], kernels=kernels)
-    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = experts_here(placements, place.expert, groups.experts, device)
-    part = ModelPart(options, partition, stages, experts).to(device)
+    part = _part(config, partition, stages, experts, device, choose)
     copies_of = {
         name: copies(partition.home(name), mesh, schedule.placement, place.expert)
         for name, _ in part.named_parameters()
     }
     # Of the ranks that hold MTP modules, the first compares what they repeat.
     compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
-    together(lambda: set_weights(part, config, compare, progress), _patience(config))
+
+    def fill() -> None:
+        together(lambda: set_weights(part, config, compare, progress), _patience(config))
+
     gradients, optimizer = make_optimizer(
-        part, copies_of, groups.copies, process.rank, partition, stages, config.optimizer
-    )
+        part, copies_of, groups.copies, process.rank, partition, stages, config.optimizer, device,
+        fill,
+    )  # fmt: skip
     decay = config.optimizer.ema
     return Layout(
         config=config,
@@ -190,6 +190,27 @@ def build(
         groups=groups.copies,
         transport=_transport(config, mesh, groups.channels, process.rank, device),
     )
+
+
+def _part(
+    config: Config,
+    partition: Partition,
+    stages: Iterable[int],
+    experts: Mapping[int, ExpertsHere],
+    device: torch.device,
+    choose: Choose,
+) -> ModelPart:
+    """The modules of these stages: weights on meta, without memory, buffers on `device`."""
+    kernels = Kernels.compiled() if config.run.compile else Kernels()
+    precision, meta = PRECISIONS[config.precision.parameters], torch.device("meta")
+    kind = Fp8Ops if config.precision.linear == "fp8" else Ops
+    ops = kind(precision, kernels=kernels, weights_on=meta)
+    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
+    part = ModelPart(options, partition, stages, experts)
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return part
 
 
 def _patience(config: Config) -> timedelta:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from parallel.ranks.mesh import RankSet
 from parallel.reduce.bucket import Bucket
@@ -33,9 +34,12 @@ def make_optimizer(
     partition: Partition,
     held: Collection[int],
     config: OptimizerConfig,
+    device: torch.device,
+    fill: Callable[[], None],
 ) -> tuple[Gradients, Optimizer]:
-    """Moves the weights of `part` into flat buffers. copies_of: by parameter, the ranks that hold
-    it; groups: by such a set. held: the stages of this rank."""
+    """Gives the weights of `part`, which are on meta, their memory on `device`, in flat buffers;
+    then `fill` sets them, before anything is made of their values. copies_of: by parameter, the
+    ranks that hold it; groups: by such a set. held: the stages of this rank."""
     parameters = dict(part.named_parameters())
     tensors_of = {name: _tensors(part, name) for name in parameters}
 
@@ -45,6 +49,10 @@ def make_optimizer(
     if config.zero == "deepspeed" and dist.is_initialized():  # one process has nothing to share
         from trainer.optim.deepspeed_zero import DeepSpeedAdamW
 
+        for name, parameter in parameters.items():
+            parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device))
+        _put(part, parameters)
+        fill()
         sharded = DeepSpeedAdamW(
             parameters, copies_of, groups, rank, tensors_of, stages_of, held, config
         )
@@ -64,9 +72,21 @@ def make_optimizer(
     def cut(bucket: Bucket) -> Cut | None:
         return None if config.zero == "off" else rules[bucket.kind].cut(bucket, tensors_of)
 
-    gradients = make_gradients(parameters, copies_of, groups, rank, kind_of, cut, stages_of, held)
+    gradients = make_gradients(
+        parameters, copies_of, groups, rank, kind_of, cut, stages_of, held, device
+    )
+    for share in gradients.shares:
+        _put(part, dict(zip(share.bucket.names, share.bucket.parameters)))
+    fill()
     moments = _MOMENTS[config.moments]
     return gradients, FlatOptimizer(gradients, tensors_of, rules, config.clip, moments)
+
+
+def _put(part: ModelPart, parameters: Mapping[str, nn.Parameter]) -> None:
+    """In the place of those that have these names."""
+    for name, parameter in parameters.items():
+        module, _, leaf = name.rpartition(".")
+        part.get_submodule(module).register_parameter(leaf, parameter)
 
 
 def _tensors(part: ModelPart, name: str) -> tuple[ReleasedTensor, ...]:
