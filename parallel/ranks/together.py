@@ -6,7 +6,7 @@ import pickle
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -49,6 +49,16 @@ def together(action: Callable[[], T], patience: timedelta | None = None) -> T:
         if problem is not None:
             raise PeerError(f"rank {rank}: {problem}")
     return result
+
+
+def of_first(action: Callable[[], T], patience: timedelta | None = None) -> T:
+    """What the first rank's `action` returns, on every rank; the others do not call it. Raises, and
+    is collective, as `together` is; patience: for the first rank."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    box = [together(lambda: action() if first else None, patience)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return cast(T, box[0])
 
 
 def start_together(group: dist.ProcessGroup | None = None, delay: float = 0.02) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ from parallel.tape.recorder import Recorder, Silence
 from trainer.build.experts import Placements, experts_here, trainable
 from trainer.build.groups import open_run_groups
 from trainer.build.optimizer import make_optimizer
-from trainer.build.weights import set_weights
+from trainer.build.weights import open_weights, set_weights
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.schema import Config
 from trainer.model.moe import BALANCE, ExpertsHere
@@ -164,13 +165,12 @@ def build(
     }
     # Of the ranks that hold MTP modules, the first compares what they repeat.
     compare = all(copies_of[name][0] == process.rank for name in copies_of if "eh_proj" in name)
-
-    def fill() -> None:
-        together(lambda: set_weights(part, config, compare, progress), _patience(config))
-
+    patience = _patience(config)
+    checkpoint = open_weights(config, patience)
+    fill = partial(set_weights, part, config, checkpoint, compare, progress)
     gradients, optimizer = make_optimizer(
         part, copies_of, groups.copies, process.rank, partition, stages, config.optimizer, device,
-        fill,
+        lambda: together(fill, patience),
     )  # fmt: skip
     decay = config.optimizer.ema
     return Layout(
