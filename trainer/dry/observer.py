@@ -177,7 +177,7 @@ class Observer(TorchDispatchMode):
         numbers = known(source)
         if to_host and made and source.numel() <= MOST:
             real = torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
-            return real if numbers is None else real.copy_(numbers)
+            return real if numbers is None else real.copy_(numbers.nan_to_num(1.0))
         into = self._empty_like(source, target, kwargs.get("dtype")) if made else args[0]
         if not isinstance(into, FakeTensor):
             return into if numbers is None else into.copy_(numbers)

@@ -13,7 +13,7 @@ from parallel.expert.dispatch import LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
-from parallel.ranks.groups import make_groups
+from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.mesh import Coordinate
 from parallel.reduce.copies import copies
 from parallel.schedule.table import Schedule
@@ -49,10 +49,13 @@ def state_memory(
         part = _part(config, schedule, partition, pipeline_rank)
         names = [name for name, _ in part.named_parameters()]
         sets = {n: copies(partition.home(n), mesh, schedule.placement, 0) for n in names}
-        groups = make_groups(sets.values(), rank, timedelta(seconds=1))
+        specs = [GroupSpec(one, "sums", "all-reduce") for one in sorted(set(sets.values()))]
+        device = device_of(config)
+        opened = open_groups(specs, rank, timedelta(seconds=1), device)
+        groups = {spec.ranks: group for spec, group in opened.items()}
         held = {stage for _, stage in schedule.stages_of(pipeline_rank)}
         gradients, optimizer = make_optimizer(
-            part, sets, groups, rank, partition, held, config.optimizer
+            part, sets, groups, rank, partition, held, config.optimizer, device, lambda: None
         )
         buckets = [share.bucket for share in gradients.shares]
         weights = {
@@ -65,7 +68,7 @@ def state_memory(
         memory.forget_peak()
         before = sum(memory.now().values())
         optimizer.zero()
-        optimizer.step(optimizer.reduce(), config.optimizer.lr)
+        optimizer.step(optimizer.reduce().sqrt(), config.optimizer.lr)
         memory.look()
         update = sum(memory.peak.values()) - before
         return StateMemory(

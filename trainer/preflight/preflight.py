@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from parallel.errors import TandemError
-from parallel.ranks.groups import make_groups
+from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
 from trainer.preflight.facts import disk, environment, host, versions
@@ -62,13 +62,13 @@ def preflight(
     say("matrix products")
     product = product_rate(device, work)
     say("all-to-all in each node")
-    groups = make_groups(
-        (tuple(range(n, n + process.local_world)) for n in range(0, process.world, len(own))),
-        process.rank,
-        timeout,
-    )
+    specs = [
+        GroupSpec(tuple(range(n, n + len(own))), "an all-to-all in a node", "all-to-all")
+        for n in range(0, process.world, len(own))
+    ]
+    opened = open_groups(specs, process.rank, timeout, device)
     gather(None)  # all have ended their products
-    exchange = exchange_rate(device, work, groups.get(own))
+    exchange = exchange_rate(device, work, opened.get(specs[node]))
     reading = Reading(
         rank=process.rank,
         node=node,
