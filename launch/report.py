@@ -15,7 +15,7 @@ from pathlib import Path
 from parallel.files.shown import printable
 from trainer.errors import ConfigError, RunError
 from trainer.io.command_parser import CommandParser
-from trainer.report.picture import PICTURE, save_picture
+from trainer.report.picture import PICTURE, save_figure, save_picture
 from trainer.report.run_log import RunLog, read_run
 from trainer.report.summary import show, summary
 from trainer.run.exit import guarded
@@ -25,6 +25,7 @@ examples:
   python launch/report.py runs/cpu_4proc
   python launch/report.py runs/first runs/second --png both.png
   python launch/report.py runs/* --json
+  python launch/report.py runs/fp8-0 runs/fp8-1 --against runs/bf16-0 runs/bf16-1
 
 The picture has the loss (points: validation), learning rate, gradient norm, balance, load and
 tokens/s of all runs, restarts, skipped steps, loss spikes and rollbacks as marks on the curves,
@@ -34,9 +35,11 @@ best: the least of them, bits/B: bits per byte; below it, how often which event 
 last five. --json prints {runs, png, problems}; png is null where there is no picture; each run has
 run, steps, loss, validation_loss, validation_bits_per_byte, gradient_norm, load_max,
 best_validation_loss, tokens_per_second, seconds, events, skipped_lines, values_not_finite. An
-event is {event, step, text}; steps count from 1. The exit code is 0; 1 where a run cannot be read
-(the others are drawn) or the picture cannot be written; 2 for wrong arguments. docs/metrics.md has
-more.
+event is {event, step, text}; steps count from 1. --against pairs runs with others in their order,
+and says and draws how far their losses are apart, in windows of a twentieth of their steps; --json
+then prints {difference: {pairs, together, windows}, png}, of relative differences. The exit code is
+0; 1 where a run cannot be read (the others are drawn) or the picture cannot be written; 2 for wrong
+arguments. docs/metrics.md has more.
 """
 
 
@@ -56,12 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("report", __doc__, EXAMPLES)
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or its metrics.jsonl")
+    add("--against", type=Path, nargs="+", metavar="RUN", help="runs to compare losses with")
     add("--png", type=Path, metavar="FILE", help="where the picture goes")
     add("--json", action="store_true", help="print one JSON object in place of the table")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.against:
+        return _compare(options)
     runs: list[RunLog] = []
     problems: list[str] = []
     for path in options.runs:
@@ -87,6 +93,23 @@ def _run(options: argparse.Namespace) -> int:
     return RunError.exit_code if problems else 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    """Raises RunError for what cannot be compared."""
+    from trainer.report.difference import difference, draw_difference, lines
+
+    runs, others = (list(map(read_run, paths)) for paths in (options.runs, options.against))
+    found = difference(runs, others)
+    png = options.png or _folder(runs[0]) / "against.png"
+    save_figure(lambda: draw_difference(found), png)
+    if options.json:
+        print(json.dumps({"difference": found.as_json(), "png": str(png)}))
+        return 0
+    for line in lines(found):
+        print(line)
+    print(f"picture in {printable(png)}")
+    return 0
+
+
 @contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
     """Say what cannot be done, note it, and go on."""
@@ -98,9 +121,12 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 def _usual_png(runs: Sequence[RunLog]) -> Path:
-    first = Path(runs[0].name)
-    folder = first if first.is_dir() else first.parent
-    return folder / (PICTURE if len(runs) == 1 else "runs.png")
+    return _folder(runs[0]) / (PICTURE if len(runs) == 1 else "runs.png")
+
+
+def _folder(run: RunLog) -> Path:
+    path = Path(run.name)
+    return path if path.is_dir() else path.parent
 
 
 if __name__ == "__main__":

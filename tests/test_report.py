@@ -266,6 +266,28 @@ def test_json_has_the_fields_that_help_names(
     assert [word.rstrip(",.") for word in fields] == list(said["runs"][1])
 
 
+def test_losses_are_compared_pair_by_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours are 1 % above theirs in the first pair, and in the second half of the second."""
+    for name, factors in (("a", (1.01, 1.01)), ("b", (1, 1.01)), ("c", (1, 1)), ("d", (1, 1))):
+        (tmp_path / name).mkdir()
+        losses = [(4 - step / 20) * factors[step >= 20] for step in range(40)]
+        rows = [json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses)]
+        (tmp_path / name / FILE).write_text("\n".join(rows))
+    ours, theirs = [tmp_path / "a", tmp_path / "b"], [tmp_path / "c", tmp_path / "d"]
+    code, out, err = report(capsys, *ours, "--against", *theirs, "--json")
+    said = json.loads(out)
+    assert (code, err) == (0, "") and size_of(Path(said["png"]))
+    first, second = said["difference"]["pairs"]
+    assert first["all_steps"] == pytest.approx(0.01)
+    assert second["second_half"] == pytest.approx(0.01) and 0.003 < second["all_steps"] < 0.005
+    assert 0.0065 < said["difference"]["together"]["all_steps"] < 0.0075
+    assert len(said["difference"]["windows"]) == 20
+    code, out, err = report(capsys, *ours, "--against", theirs[0])
+    assert code == 1 and "one for each" in err
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_cannot_be_done_is_said_and_the_rest_is_done(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,10 +55,15 @@ def draw_own_run(folder: Path) -> str:
 
 def save_picture(runs: Sequence[RunLog], path: Path) -> None:
     """Draw runs over each other into a PNG. Raises RunError where it cannot be written."""
+    save_figure(lambda: draw(runs), path)
+
+
+def save_figure(draw_it: Callable[[], Figure], path: Path) -> None:
+    """Draw into a PNG. Raises RunError where it cannot be written."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about characters of names that the font lacks
-        draw(runs).savefig(content, format="png", dpi=110)
+        draw_it().savefig(content, format="png", dpi=110)
     part = path.with_name(f".{os.getpid()}{path.suffix}")
     try:
         try:
