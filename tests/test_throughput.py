@@ -27,6 +27,7 @@ from parallel.tape.recorder import Event
 from tests.commands import TINY as TINY_FILE
 from tests.commands import finish, start
 from trainer.bench.balanced_routing import choose_balanced
+from trainer.bench.device_events import DeviceEventLog
 from trainer.bench.exchange_times import Window, account, exchanges, hidden_share, mean
 from trainer.bench.limited_link import why_not
 from trainer.bench.step_parts import PartsClock, RankStep, mean_step
@@ -144,6 +145,33 @@ def test_every_moment_of_a_step_belongs_to_one_part() -> None:
     step = clock.step(started=100.0)
     assert step.items_end == 115.0
     assert step.parts == StepParts(forward=2 + 4, pairs=5, bubble=3, optimizer=1 + 6)
+
+
+class Sent:
+    """A collective that is done at 7.5 by its own stream."""
+
+    def follow(self) -> None:
+        raise AssertionError("only the stream for arrivals follows")
+
+
+def test_events_of_a_stream_are_accounted_like_those_of_the_host() -> None:
+    """The stream that computes comes to a dispatch at 1, which is done at 7.5, and stands still for
+    it from 6 to 7.5; the host was at 100 when the stream was at 0.5."""
+    times = iter([0.5, 1.0, 2.0, 5.0, 6.0, 7.5])
+    log = DeviceEventLog(lambda: next(times), lambda pending: 7.5)
+    log.start()
+    with log.span("B&", "start", "dispatch"):
+        pass
+    log.flight("B&", "dispatch", 0.0, Sent())
+    with log.span("F&", "compute", "attend"):
+        pass
+    with log.span("B&", "wait", "dispatch"):
+        pass
+    events = log.events(started=100.0)
+    found = account(events, [101.0], [Window("on", 100.0, 110.0)], "on")
+    dispatch = found.all_to_alls["pairs"]["dispatch"]
+    assert (found.computing, dispatch.in_flight, dispatch.waited) == (3.0, 6.5, 1.5)
+    assert dispatch.transfer == 6.0
 
 
 def test_waiting_for_the_last_rank_is_bubble_where_that_is_known() -> None:

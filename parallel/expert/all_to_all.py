@@ -26,6 +26,11 @@ class InFlight:
         self.sent = ()
         return self.received
 
+    def follow(self) -> None:
+        """Make the current stream of a GPU wait until they are done, and keep all for `wait`."""
+        for work in self.works:
+            work.wait()
+
     def on_completion(self, callback: Callable[[], None]) -> None:
         """Call back, from another thread, when the last of them has completed."""
         done = torch.futures.collect_all([work.get_future() for work in self.works])

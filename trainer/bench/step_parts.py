@@ -7,38 +7,17 @@ of a step belongs to one part; waiting for an all-to-all inside an item belongs 
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeAlias
-
-import torch
 
 from parallel.schedule.table import Item
 from trainer.bench.exchange_times import MESSAGES
+from trainer.bench.stamps import Stamp, seconds_between
 from trainer.plan.step_time import StepParts, mean_parts, part_of
 
-Stamp: TypeAlias = "float | torch.cuda.Event"
 BUBBLE, OPTIMIZER = "bubble", "optimizer"
-
-
-def stamp(device: torch.device) -> Stamp:
-    """Now: seconds of the host's clock, or an event of the current stream of a GPU."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def seconds_between(first: Stamp, second: Stamp) -> float:
-    """Of events only when both have happened."""
-    if isinstance(first, float) and isinstance(second, float):
-        return second - first
-    assert isinstance(first, torch.cuda.Event) and isinstance(second, torch.cuda.Event)
-    return first.elapsed_time(second) / 1e3
 
 
 @dataclass(frozen=True)

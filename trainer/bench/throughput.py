@@ -19,6 +19,7 @@ from parallel.expert.router import Choose
 from parallel.ranks.process import Process
 from parallel.ranks.together import gather
 from parallel.tape.recorder import Both, Event, EventLog
+from trainer.bench.device_events import DeviceEventLog
 from trainer.bench.exchange_times import (
     Mode,
     StepTimes,
@@ -28,7 +29,8 @@ from trainer.bench.exchange_times import (
     latest_starts,
     mean,
 )
-from trainer.bench.step_parts import PartsClock, RankStep, mean_step, stamp
+from trainer.bench.stamps import Arrivals, stamp
+from trainer.bench.step_parts import PartsClock, RankStep, mean_step
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config, RecipeConfig
 from trainer.model.stage import MicroBatch
@@ -70,14 +72,13 @@ class Measured:
 
     step_seconds: of each step, on the rank on which it took longest. load_max: the largest load of
     an expert over the mean load, on the worst MoE layer; mean over steps. parts: mean over ranks
-    and steps. times: mean over ranks, None on CUDA, where the host clock sees launches and not
-    kernels; by_rank is then empty.
+    and steps. times: mean over ranks.
     """
 
     step_seconds: list[float]
     load_max: float
     parts: StepParts
-    times: StepTimes | None
+    times: StepTimes
     by_rank: list[StepTimes]
 
     @property
@@ -119,10 +120,8 @@ def measure(layout: Layout, trial: Trial) -> dict[Mode, Measured] | None:
     """
     process = layout.process
     mine = run_steps(layout, trial)
-    times: dict[Mode, StepTimes] = {}
-    if layout.device.type == "cpu":
-        latest = latest_starts(process, layout.mesh, mine.events)
-        times = {mode: account(mine.events, latest, mine.windows, mode) for mode in trial.modes}
+    latest = latest_starts(process, layout.mesh, mine.events)
+    times = {mode: account(mine.events, latest, mine.windows, mode) for mode in trial.modes}
     seconds = gather([w.end - w.start for w in mine.windows])
     ranks, steps = gather(times), gather(mine.steps)
     if process.rank != 0:
@@ -131,12 +130,12 @@ def measure(layout: Layout, trial: Trial) -> dict[Mode, Measured] | None:
     measured = {}
     for mode in trial.modes:
         chosen = [i for i, window in enumerate(mine.windows) if window.mode == mode]
-        by_rank = [rank[mode] for rank in ranks if rank]
+        by_rank = [rank[mode] for rank in ranks]
         measured[mode] = Measured(
             step_seconds=[max(rank[i] for rank in seconds) for i in chosen],
             load_max=statistics.mean(mine.loads[i] for i in chosen),
             parts=mean_step([[rank[i] for i in chosen] for rank in steps], one_clock),
-            times=mean(by_rank) if by_rank else None,
+            times=mean(by_rank),
             by_rank=by_rank,
         )
     return measured
@@ -145,9 +144,8 @@ def measure(layout: Layout, trial: Trial) -> dict[Mode, Measured] | None:
 def run_steps(layout: Layout, trial: Trial) -> RankSteps:
     """The steps of `trial` in order, on one rank."""
     device = layout.device
-    log, clock = EventLog(), PartsClock(lambda: stamp(device))
-    # On CUDA the host clock says nothing of kernels, and noting costs time.
-    trainer = Trainer(layout, Both(log, clock) if device.type == "cpu" else clock)
+    log, on_device, clock = EventLog(), _device_log(device), PartsClock(lambda: stamp(device))
+    trainer = Trainer(layout, Both(on_device or log, clock))
     for executor in trainer.executors.values():
         executor.on_item = clock.item
     found = RankSteps([], log.events, [], [])
@@ -156,14 +154,26 @@ def run_steps(layout: Layout, trial: Trial) -> RankSteps:
         trainer.set_overlap(mode == "on")
         start = now(device)
         clock.start()
+        if on_device is not None:
+            on_device.start()
         metrics = trainer.step(Progress(step), parts.__getitem__)
         clock.stop()
+        end = now(device)
+        if on_device is not None:
+            found.events.extend(on_device.events(start))
         if batch >= 0:
-            found.windows.append(Window(mode, start, now(device)))
+            found.windows.append(Window(mode, start, end))
             found.loads.append(metrics.load_max)
             found.steps.append(clock.step(start))
     log.settle()
     return found
+
+
+def _device_log(device: torch.device) -> DeviceEventLog | None:
+    """None on a CPU, where the host's clock sees all."""
+    if device.type != "cuda":
+        return None
+    return DeviceEventLog(lambda: stamp(device), Arrivals(device).stamp)
 
 
 def random_parts(layout: Layout, batch: int) -> list[MicroBatch]:
@@ -187,12 +197,10 @@ def compare(measured: dict[Mode, Measured]) -> Comparison | None:
     if set(measured) != {"on", "off"}:
         return None
     on, off = measured["on"], measured["off"]
-    pairs = everything = None
-    if on.times is not None and off.times is not None:
-        pairs = hidden_share(on.times.total("pairs").waited, off.times.total("pairs").waited)
-        everything = hidden_share(
-            on.times.total("pairs", "lone").waited, off.times.total("pairs", "lone").waited
-        )
+    pairs = hidden_share(on.times.total("pairs").waited, off.times.total("pairs").waited)
+    everything = hidden_share(
+        on.times.total("pairs", "lone").waited, off.times.total("pairs", "lone").waited
+    )
     return Comparison(off.median_seconds / on.median_seconds, pairs, everything)
 
 

@@ -12,10 +12,6 @@ from trainer.config.derived import mesh_of
 
 GIB = 2**30
 PLACES: tuple[Where, ...] = ("pairs", "lone")
-CUDA_NOTE = (
-    "on CUDA the host clock sees launches, not kernels: the times of all-to-alls are not reported; "
-    "--trace shows them"
-)
 MTP_NOTE = "steps compute MTP modules, which TFLOP/s and MFU do not count, as DeepSeek states them"
 
 
@@ -53,8 +49,7 @@ def as_json(found: Profile, link_rate: str | None, balanced: bool) -> dict[str, 
 
 def notes(found: Profile) -> list[str]:
     """What a reader of the figures has to know."""
-    said = [CUDA_NOTE] if found.first.times is None else []
-    return said + ([MTP_NOTE] if found.config.model.mtp.depth else [])
+    return [MTP_NOTE] if found.config.model.mtp.depth else []
 
 
 def _rates(found: Profile, seconds: float) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def _mode(found: Profile, result: Measured) -> dict[str, Any]:
         **_rates(found, result.median_seconds),
         "parts_seconds": asdict(result.parts),
         "load_max_over_mean": result.load_max,
-        "mean_over_ranks": None if result.times is None else _step_times(result.times),
+        "mean_over_ranks": _step_times(result.times),
         "by_rank": [_step_times(times) for times in result.by_rank],
     }
 

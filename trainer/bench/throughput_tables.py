@@ -30,7 +30,7 @@ def show(found: Profile, link_rate: str | None, balanced: bool) -> None:
     )
     console.print(_steps_table(found))
     for mode, result in found.modes.items():
-        if result.times is not None and result.times.total(*PLACES).number:
+        if result.times.total(*PLACES).number:
             console.print(_exchange_table(mode, result.times))
     for line in _lines(found):
         console.print(line)
