@@ -10,6 +10,7 @@ from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
 from trainer.config.validate import validate
 from trainer.errors import ConfigError
+from trainer.io.count_progress import count_progress
 from trainer.io.terminal import plain_console
 
 OPTIONS = ("--rank", "--micro-batches")
@@ -32,11 +33,19 @@ def add_dry_run_options(parser: ArgumentParser) -> None:
         type=int,
         help="With --dry-run: of the step; if not given, pipeline.micro_batches.",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="With --dry-run: instead, run one rank of each role and prove that the calls of all "
+        "ranks match and come to an end.",
+    )
 
 
 def dry_run_wanted(given: Namespace) -> bool:
     """Whether one is asked for; ConfigError for an option that makes no sense without."""
     if not given.dry_run:
+        if given.verify:
+            raise ConfigError("--verify has no effect without --dry-run")
         for option in OPTIONS:
             if given[option.removeprefix("--").replace("-", "_")] is not None:
                 raise ConfigError(f"{option} has no effect without --dry-run")
@@ -51,13 +60,19 @@ def dry_run(config: Config, given: Namespace) -> int:
     if not 0 <= rank < world:
         raise ConfigError(f"--rank is {rank}: this config has ranks 0 to {world - 1}")
     # Torch comes after what a bad config need not wait for.
-    from trainer.dry.device import pretended_gpu
-    from trainer.dry.rank import dry_step, with_micro_batches
-    from trainer.dry.table import as_json, as_lines
+    from trainer.dry.rank import with_micro_batches
 
     if given.micro_batches is not None:
         config = with_micro_batches(config, given.micro_batches)
         validate(config, world)
+    return _verify(config, given) if given.verify else _one_rank(config, rank, given)
+
+
+def _one_rank(config: Config, rank: int, given: Namespace) -> int:
+    from trainer.dry.device import pretended_gpu
+    from trainer.dry.rank import dry_step
+    from trainer.dry.table import as_json, as_lines
+
     errors, console = plain_console(stderr=True), plain_console()
     with errors.status("building the rank", spinner="line") as status:
         record = dry_step(config, rank, pretended_gpu(), status.update)
@@ -67,3 +82,18 @@ def dry_run(config: Config, given: Namespace) -> int:
         for line in as_lines(record, config.model):
             console.print(line)
     return 0
+
+
+def _verify(config: Config, given: Namespace) -> int:
+    """1 where ranks do not match, or would wait for each other for ever."""
+    from trainer.dry.verify import verify
+    from trainer.dry.verify_table import verified_json, verified_lines
+
+    with count_progress("ranks") as progress:
+        verified = verify(config, progress)
+    if given.json:
+        print(json.dumps(verified_json(verified)))
+    else:
+        for line in verified_lines(verified):
+            plain_console().print(line)
+    return 0 if verified.sound else 1

@@ -14,6 +14,7 @@ from parallel.tape.recorder import What
 from trainer.build.layout import Layout, build
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
+from trainer.dry.distinct import distinct_items
 from trainer.dry.observer import Observer
 from trainer.dry.record import Record, Where
 from trainer.dry.routing import BalancedRouting
@@ -32,19 +33,19 @@ def dry_step(
     rank: int,
     device: torch.device,
     progressed: Progressed = lambda doing: None,
+    distinct: bool = False,
 ) -> Record:
     """Build rank `rank` of the world of `config` and run one step of it, with nothing computed.
 
     The step has as many micro-batches as pipeline.micro_batches says. device: as `pretended_gpu`
-    gives it, or the CPU. Raises what the program raises: for tensors on
-    different devices, torch's FakeTensorDeviceMismatchError.
+    gives it. distinct: run one item of each kind only (see distinct.py); memory is then not that of
+    a step. Raises DryRunError for tensors on different devices, and what the program raises.
     """
-    mesh, start, moe = mesh_of(config), time.perf_counter(), config.model.moe
+    mesh, start = mesh_of(config), time.perf_counter()
     config = with_micro_batches(config, config.pipeline.micro_batches)
     config = replace(config, model=replace(config.model, init_from=None))
     record = Record(rank, mesh.world, config.pipeline.micro_batches)
-    routing = BalancedRouting(moe.experts, moe.experts // mesh.expert, moe.top_k)
-    observer = Observer(record, device, routing)
+    observer = Observer(record, device, routing_of(config))
     process = Process(rank, mesh.world, rank, mesh.world)
     with fake_world(rank, mesh.world, device), observer:
         progressed("building the rank")
@@ -55,6 +56,13 @@ def dry_step(
         record.start = observer.memory.now()
         observer.memory.forget_peak()
         trainer = Trainer(layout, _Follower(observer, progressed))
+        if distinct:
+            trainer.executors = {
+                number: replace(each, program=distinct_items(each.schedule, each.program))
+                for number, each in trainer.executors.items()
+            }
+        (executor,) = trainer.executors.values()
+        record.items = [step.item for step in executor.program]
         with _layers_followed(observer, layout):
             trainer.step(Progress(), _micro_batch(config, layout))
         observer.memory.look()
@@ -63,6 +71,12 @@ def dry_step(
         record.peak_where = memory.peak_where
     record.seconds = time.perf_counter() - start
     return record
+
+
+def routing_of(config: Config) -> BalancedRouting:
+    """The routing that is assumed."""
+    moe = config.model.moe
+    return BalancedRouting(moe.experts, moe.experts // config.mesh.expert, moe.top_k)
 
 
 def with_micro_batches(config: Config, micro_batches: int) -> Config:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from parallel.ranks.mesh import RankSet
+from parallel.schedule.table import Item
 
 MESSAGES = ("send", "receive")
 
@@ -59,14 +60,15 @@ class HostWait(NamedTuple):
 class Record:
     """One rank's step.
 
-    micro_batches: of each data rank. calls: in order. waits: how often, by place. start: bytes
-    before the step, by category; peak: when most lived; peaks: the most of each, at times of their
-    own. operations: of torch. seconds: that the dry run took.
+    micro_batches: of each data rank. items: that were run. calls: in order. waits: how often, by
+    place. start: bytes before the step, by category; peak: when most lived; peaks: the most of
+    each, at times of their own. operations: of torch. seconds: that the dry run took.
     """
 
     rank: int
     world: int
     micro_batches: int
+    items: list[Item] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     waits: dict[HostWait, int] = field(default_factory=dict)
     start: Mapping[str, int] = field(default_factory=dict)

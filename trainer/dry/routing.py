@@ -27,6 +27,11 @@ class BalancedRouting:
     each: int
     chosen: int
 
+    def is_even(self, tokens: int) -> bool:
+        """Whether so many tokens go to all ranks alike."""
+        round_of_ranks = math.lcm(self.experts, self.chosen) * self.experts // self.each
+        return tokens * self.chosen % round_of_ranks == 0
+
     def decides(self, scores: Tensor, chosen: int) -> bool:
         """Whether these scores, of which so many are the best, choose experts for tokens."""
         return scores.ndim == 2 and (scores.shape[1], chosen) == (self.experts, self.chosen)
