@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel.files.outputs import require_outputs, write_file
+from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse, to_yaml
+from trainer.config.validate import validate
+from trainer.errors import ConfigError
 from trainer.run.exit import reported
 
 # All else is imported by the functions that need it, so that wrong arguments need not wait for it.
@@ -34,11 +37,12 @@ examples:
       --sweep pipeline.schedule=dualpipe,dualpipev,zbv,1f1b mesh.expert=32,64
   python launch/plan.py --config configs/cluster_64gpu.yaml --plan.costs costs.yaml
   python launch/plan.py --config configs/deepseek_v3_2048.yaml --html plan.html
+  python launch/plan.py --config configs/deepseek_v3_2048.yaml --verify
 
 Times come from plan.costs: roofline, deepseek-h800, or a file that throughput.py --save-costs
 wrote. --sweep plans every combination of the given values; where the table then has another number
 of stages than pipeline.layers_per_stage, layers are spread evenly.
-Exit code: 0; 2 for a config that cannot run, or cannot be planned.
+Exit code: 0; 1 where --verify finds ranks that do not match; 2 for a config that cannot run, or cannot be planned.
 """
 
 
@@ -57,10 +61,23 @@ def _main(arguments: Sequence[str]) -> int:
         metavar="KEY=VALUE,VALUE",
         help="Plan every combination of these values, best first.",
     )
+    add(
+        "--verify",
+        action="store_true",
+        help="Run one rank of each role without a GPU, and prove that the calls of all ranks match "
+        "and come to an end: see docs/scale.md.",
+    )
     add("--html", metavar="FILE", type=Path, help="Also write it as a page that needs no other.")
     config, given = parse(parser, arguments)
     if given.html:
         require_outputs({"--html": given.html}, ["--html"])
+    if given.verify:
+        if given.sweep or given.html:
+            raise ConfigError("--verify makes no plan: leave out --sweep and --html")
+        validate(config, mesh_of(config).world)
+        from trainer.dry.command import verify_ranks
+
+        return verify_ranks(config, given.json)
     _run(config, given, to_yaml(parser, given))
     return 0
 

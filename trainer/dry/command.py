@@ -65,7 +65,7 @@ def dry_run(config: Config, given: Namespace) -> int:
     if given.micro_batches is not None:
         config = with_micro_batches(config, given.micro_batches)
         validate(config, world)
-    return _verify(config, given) if given.verify else _one_rank(config, rank, given)
+    return verify_ranks(config, given.json) if given.verify else _one_rank(config, rank, given)
 
 
 def _one_rank(config: Config, rank: int, given: Namespace) -> int:
@@ -84,14 +84,14 @@ def _one_rank(config: Config, rank: int, given: Namespace) -> int:
     return 0
 
 
-def _verify(config: Config, given: Namespace) -> int:
-    """1 where ranks do not match, or would wait for each other for ever."""
+def verify_ranks(config: Config, as_json: bool) -> int:
+    """Print what is found; 1 where ranks do not match, or would wait for each other for ever."""
     from trainer.dry.verify import verify
     from trainer.dry.verify_table import verified_json, verified_lines
 
     with count_progress("ranks") as progress:
         verified = verify(config, progress)
-    if given.json:
+    if as_json:
         print(json.dumps(verified_json(verified)))
     else:
         for line in verified_lines(verified):
