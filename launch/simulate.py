@@ -56,7 +56,7 @@ COSTS = {
 }
 INPUTS = ("costs", "schedule_file", "measured")
 OUTPUTS = ("svg", "png", "trace", "table")
-SEARCHING = ("--search-seconds", "--search-moves", "--memory-cap", "--seed")
+SEARCHING = ("--placement", "--search-seconds", "--search-moves", "--memory-cap", "--seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _simulate(arguments: list[str] | None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    from parallel.study.search.words import SEARCHED
+    from parallel.study.search import SEARCHED
 
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -149,11 +149,18 @@ def _parser() -> CommandParser:
     add("--lowered", action="store_true", help=lowered)
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add_search = parser.add_argument_group("--schedule searched").add_argument
+    where = "where the stages are: as in this schedule (dualpipev)"
+    add_search(
+        "--placement", type=types.name_of("schedule", GENERATORS), metavar="NAME", help=where
+    )
     seconds = types.number(0)
     add_search("--search-seconds", type=seconds, metavar="S", help="how long to search (20)")
     moves = "stop after this many moves instead, which always gives the same table"
     add_search("--search-moves", type=types.whole_number(0), metavar="N", help=moves)
-    cap, memory = "activations that a rank holds at most (P + 1/2)", types.number(0, MOST)
+    cap, memory = (
+        "activations that a rank holds at most (P + 1/2; P + 1 in two flows)",
+        types.number(0, MOST),
+    )
     add_search("--memory-cap", type=memory, metavar="A", help=cap)
     add_search(
         "--seed", type=types.whole_number(0), metavar="N", help="seed of the random moves (0)"
@@ -189,6 +196,7 @@ def _request(options: argparse.Namespace) -> Request:
         micro_batches=options.micro_batches,
         others=options.compare or (),
         search=SearchSettings(
+            placement=options.placement or "dualpipev",
             memory_cap=options.memory_cap,
             seconds=20.0 if options.search_seconds is None else options.search_seconds,
             moves=options.search_moves,

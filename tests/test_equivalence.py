@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from parallel.ranks.process import Process
+from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table_file import write_table
 from parallel.study.costs import CostModel
 from parallel.study.search import search
@@ -208,7 +209,7 @@ def test_a_searched_table_from_a_file_gives_the_same_numbers(
 ) -> None:
     layers = 2 * ranks
     costs = CostModel(forward=[1] * layers, pair_factor=0.85)
-    found = search(costs, ranks=ranks, micro_batches=2 * ranks, moves=20_000)
+    found = search(costs, v_placement(ranks), 2 * ranks, moves=20_000)
     assert found.makespan < found.start_makespan
     write_table(found.schedule, tmp_path / "found.json")
     cases = [

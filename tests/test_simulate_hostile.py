@@ -19,7 +19,7 @@ from parallel.schedule.table import ScheduleError
 from parallel.schedule.table_file import read_table, write_table
 from parallel.study.costs import CostModel
 from parallel.study.draw import DOTS_PER_INCH, draw
-from parallel.study.search.anneal import Annealing
+from parallel.study.search.anneal import Budget
 from parallel.study.simulate import simulate
 from parallel.study.timeline_file import write_timeline
 from tests.commands import simulate_command as command
@@ -180,14 +180,15 @@ def test_ctrl_c_while_simulating(
 def test_ctrl_c_ends_a_search_with_what_it_has_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rounds, path = Annealing.rounds, tmp_path / "found.json"
+    share, path = Budget.share, tmp_path / "found.json"
 
-    def stopped(*arguments: Any) -> None:
-        rounds(*arguments)
-        raise KeyboardInterrupt
+    def stopped(budget: Budget) -> float:
+        if budget.made >= 4000:
+            raise KeyboardInterrupt
+        return share(budget)
 
-    monkeypatch.setattr(Annealing, "rounds", stopped)
-    search = ("--ranks", 4, "--micro-batches", 8, "--schedule", "searched", "--search-moves", 4000)
+    monkeypatch.setattr(Budget, "share", stopped)
+    search = ("--ranks", 4, "--micro-batches", 8, "--schedule", "searched", "--search-moves", 9000)
     assert command(*search, "--pair-factor", 0.85, "--table", path, "--json") == 130
     printed = capsys.readouterr()
     assert "simulate: Ctrl-C ended the search; this is its best table so far" in printed.err

@@ -13,8 +13,7 @@ from parallel.schedule.settings import Setting, SettingError
 from parallel.schedule.table import Schedule, ScheduleError
 from parallel.schedule.table_file import read_table
 from parallel.study.costs import CostModel
-from parallel.study.search import Found, Progress, search
-from parallel.study.search.words import SEARCHED
+from parallel.study.search import SEARCHED, Found, Progress, search
 from parallel.study.simulate import simulate
 from parallel.study.timeline import Timeline
 
@@ -24,8 +23,12 @@ DEFAULT = "dualpipe"
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search for the table called `searched`; see `search`."""
+    """How to search for the table called `searched`; see `search`.
 
+    placement: of the schedule with this name.
+    """
+
+    placement: str = "dualpipev"
     memory_cap: float | None = None
     seconds: float = 20.0
     moves: int | None = None
@@ -80,9 +83,10 @@ def simulate_requested(request: Request) -> Simulated:
         if name != SEARCHED:
             return generate(name, ranks, micro_batches)
         how = request.search
+        placement = generate(how.placement, ranks, micro_batches).placement
         simulated.found = search(
-            request.costs, ranks, micro_batches, memory_cap=how.memory_cap, seconds=how.seconds,
-            moves=how.moves, seed=how.seed, progress=request.progress,
+            request.costs, placement, micro_batches, memory_cap=how.memory_cap,
+            seconds=how.seconds, moves=how.moves, seed=how.seed, progress=request.progress,
         )  # fmt: skip
         return simulated.found.schedule
 

@@ -1,87 +1,85 @@
-"""What the search starts with: handcrafted tables on a V, or one that is given."""
+"""What a search starts with: the handcrafted tables on its placement, or list scheduling."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from parallel.schedule.check import check, peak_in_flight
+from parallel.schedule.check import peak_in_flight
 from parallel.schedule.generators import GENERATORS
-from parallel.schedule.generators.placements import v_placement
 from parallel.schedule.table import Schedule, ScheduleError
-from parallel.study.search.orders import TIE, Orders
+from parallel.study.search.chain import TIE, Chain
+from parallel.study.search.compiled import Compiler
+from parallel.study.search.list_schedule import list_schedule
 from parallel.study.search.run import Run
-from parallel.study.search.words import FORWARD, INPUT, PAIR, Word, words_of
+from parallel.study.search.turns import NONE, Turn, Turns, turns_of
 
 
-def fitting(table: Schedule, orders: Orders) -> Schedule:
-    """`table`, if it is one that the search can start with."""
-    ranks, micro_batches, cap = orders.ranks, orders.micro_batches, orders.cap
-    if (table.ranks, table.micro_batches) != (ranks, micro_batches):
-        raise ScheduleError(
-            f"{table.name} is for {table.ranks} ranks and {table.micro_batches} micro-batches, "
-            f"not {ranks} and {micro_batches}"
-        )
-    if dict(table.placement) != v_placement(ranks) or not table.training:
-        raise ScheduleError(f"{table.name} is not a table of training on a V")
-    if (peak := max(check(table).peak_in_flight)) > cap / 2 + TIE:
-        raise ScheduleError(f"{table.name} holds {peak} full-stage activations, above {cap / 2}")
-    return table
-
-
-def handcrafted(orders: Orders) -> list[Schedule]:
-    """All tables on a V under the cap; at the least, one micro-batch after the other."""
-    ranks, micro_batches = orders.ranks, orders.micro_batches
+def starts(chain: Chain) -> list[Schedule]:
+    """The handcrafted tables on the chain's placement and under its cap, else a list schedule."""
+    ranks = 1 + max(chain.placement.values())
+    flows = 1 + max(flow for flow, _ in chain.placement)
     tables = []
     for generator in GENERATORS.values():
         try:
-            table = generator(ranks, micro_batches)
+            table = generator(ranks, chain.micro_batches * flows)
         except ScheduleError:
             continue  # does not support these numbers
-        placed = dict(table.placement) == v_placement(ranks)
-        if placed and max(peak_in_flight(table)) <= orders.cap / 2 + TIE:
+        held = max(peak_in_flight(table)) / table.stage_share
+        if dict(table.placement) == chain.placement and held <= chain.cap + TIE:
             tables.append(table)
     if not tables:
-        word = [FORWARD, FORWARD + 1, INPUT + 1, INPUT] * micro_batches
-        one_by_one = run_of(orders, [word] * ranks).schedule()
-        tables = [replace(one_by_one, name="one micro-batch at a time")]
+        run = run_of(Compiler(chain), list_schedule(chain))
+        tables = [replace(run.schedule(), name="list scheduling")]
     return tables
 
 
-def start_of(table: Schedule, orders: Orders) -> Run:
-    """The run of a table, its Ws put where a run puts them, and zbv's with pairs where it can be.
+def start_of(table: Schedule, compiler: Compiler) -> Run:
+    """The run of a table, its weight gradients where a run puts them.
 
-    A steady state of zbv, F0 I0 F1 I1 over and over, is where pairs cost its ranks no waiting.
+    Where pairs pay and the table has none, its steady state gets them, if the result can be
+    followed. Elsewhere pairs become a backward and then a forward, which are sooner.
     """
-    words = words_of(table, orders.pairs_pay)
-    if table.name == "zbv":
-        pays = enumerate(orders.pairs_pay)
+    order = [turns_of(program) for program in table.programs[: compiler.chain.ranks]]
+    pays = compiler.pays
+    if not any(turn.is_pair for turns in order for turn in turns) and any(pays):
+        last = compiler.chain.stages - 1
         try:
-            return run_of(orders, [_paired(words[r], r) if pay else words[r] for r, pay in pays])
+            return run_of(compiler, [_paired(t, last) if p else t for t, p in zip(order, pays)])
         except ScheduleError:
-            pass  # a cap or numbers that pairs cannot be followed with
-    return run_of(orders, words)
+            pass
+    return run_of(compiler, [t if p else _apart(t) for t, p in zip(order, pays)])
 
 
-def run_of(orders: Orders, words: list[Word]) -> Run:
-    """The run of words; raises ScheduleError if they cannot be followed."""
-    lines = [orders.line(rank, word) for rank, word in enumerate(words)]
-    run = Run(orders, [line for line in lines if line])
-    if None in lines or not run.follow():
-        raise ScheduleError("the words to start with cannot be followed")
-    return run
+def _paired(turns: Turns, last: int) -> Turns:
+    """Every F0 B0 F1 B1, of two stages, as F0&B0 F1&B1: the steady state of ZBV.
 
-
-def _paired(word: Word, rank: int) -> Word:
-    """Every F0 I0 F1 I1 as F0&B0 F1&B1; on rank 0, where an I1 waits for that F1, F0&B0 F1 I1."""
-    turn = [FORWARD, INPUT, FORWARD + 1, INPUT + 1]
-    pairs = [PAIR, *([PAIR + 3] if rank else turn[2:])]
-    paired: Word = []
-    position = 0
-    while position < len(word):
-        if word[position : position + 4] == turn:
-            paired += pairs
-            position += 4
+    Not F1 B1 of the last stage, which are of one micro-batch.
+    """
+    paired: Turns = []
+    while turns:
+        (f0, _), (_, b0), (f1, _), (_, b1) = (turns[:4] + [Turn()] * 4)[:4]
+        alone = [Turn(f0), Turn(NONE, b0), Turn(f1), Turn(NONE, b1)]
+        if turns[:4] == alone and f0 == b0 < f1 == b1:
+            paired += [Turn(f0, b0), *(alone[2:] if f1 == last else [Turn(f1, b1)])]
+            turns = turns[4:]
         else:
-            paired.append(word[position])
-            position += 1
+            paired.append(turns[0])
+            turns = turns[1:]
     return paired
+
+
+def _apart(turns: Turns) -> Turns:
+    apart: Turns = []
+    for turn in turns:
+        forward, backward = turn
+        apart += [Turn(NONE, backward), Turn(forward)] if turn.is_pair else [turn]
+    return apart
+
+
+def run_of(compiler: Compiler, order: list[Turns]) -> Run:
+    """The run of an order; raises ScheduleError if it cannot be followed."""
+    lines = [compiler.line(turns) for turns in order]
+    run = Run(compiler, [line for line in lines if line])
+    if None in lines or not run.follow():
+        raise ScheduleError("the order to start with cannot be followed under the memory cap")
+    return run
