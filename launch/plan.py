@@ -42,7 +42,8 @@ examples:
 Times come from plan.costs: roofline, deepseek-h800, or a file that throughput.py --save-costs
 wrote. --sweep plans every combination of the given values; where the table then has another number
 of stages than pipeline.layers_per_stage, layers are spread evenly.
-Exit code: 0; 1 where --verify finds ranks that do not match; 2 for a config that cannot run, or cannot be planned.
+Exit code: 0; 1 where --verify finds ranks that do not match; 2 for a config that cannot run, or
+cannot be planned.
 """
 
 

@@ -20,6 +20,7 @@ from trainer.dry import collectives
 from trainer.dry.device import pretended_gpu
 from trainer.dry.rank import dry_step
 from trainer.dry.record import Record
+from trainer.dry.table import as_json, as_lines
 from trainer.objective.pretraining import TOKENS
 from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
@@ -100,6 +101,22 @@ def test_waits_of_the_host_are_found_with_layer_pass_and_line() -> None:
     assert found["layer 1", "F", "nonzero", "parallel/expert/dispatch.py"] == 2
     assert not any(layer == "layer 0" for layer, *_ in found)  # it is dense
     assert not any(label in ("B", "I", "W") for _, label, *_ in found)
+
+
+def test_what_is_found_is_shown_by_kind_of_layer() -> None:
+    config = config_of(*FOUR_RANKS)
+    record = dry_run_of(config, 2)
+    shown = as_json(record, config.model)
+    sends = {(m["source"], m["destination"]): m["count"] for m in shown["messages"]}
+    assert sends == {(0, 2): 4, (2, 0): 4}
+    assert {wait["layer"] for wait in shown["host_waits"]} == {
+        "MoE layer",
+        "MTP module",
+        "the step",
+    }
+    assert sum(c["count"] for c in shown["collectives"]) + 8 == len(record.calls)
+    text = "\n".join(as_lines(record, config.model))
+    assert "rank 0 to 2" in text and "all-to-all" in text and "activations" in text
 
 
 def mixed(process: Process, config: Config) -> str:

@@ -1,4 +1,5 @@
-"""`launch/train.py --dry-run`: a step of one rank of the whole world, with nothing started."""
+"""`launch/train.py --dry-run`: a step of one rank of the whole world, with nothing started; and
+`launch/plan.py --verify`: whether all its ranks match."""
 
 from __future__ import annotations
 
@@ -33,19 +34,11 @@ def add_dry_run_options(parser: ArgumentParser) -> None:
         type=int,
         help="With --dry-run: of the step; if not given, pipeline.micro_batches.",
     )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="With --dry-run: instead, run one rank of each role and prove that the calls of all "
-        "ranks match and come to an end.",
-    )
 
 
 def dry_run_wanted(given: Namespace) -> bool:
     """Whether one is asked for; ConfigError for an option that makes no sense without."""
     if not given.dry_run:
-        if given.verify:
-            raise ConfigError("--verify has no effect without --dry-run")
         for option in OPTIONS:
             if given[option.removeprefix("--").replace("-", "_")] is not None:
                 raise ConfigError(f"{option} has no effect without --dry-run")
@@ -65,7 +58,7 @@ def dry_run(config: Config, given: Namespace) -> int:
     if given.micro_batches is not None:
         config = with_micro_batches(config, given.micro_batches)
         validate(config, world)
-    return verify_ranks(config, given.json) if given.verify else _one_rank(config, rank, given)
+    return _one_rank(config, rank, given)
 
 
 def _one_rank(config: Config, rank: int, given: Namespace) -> int:
