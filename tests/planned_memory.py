@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -105,8 +106,8 @@ _MARK = 12_345_679  # bytes of an allocation that says that the second step star
 
 
 def _peak(profiler: profile) -> int:
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = [event for event in events if event.name() == "[memory]"]
+    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [event for event in results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(changes, key=lambda event: event.start_ns()):
         now += event.nbytes()

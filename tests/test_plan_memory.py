@@ -9,8 +9,10 @@ from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.dry.device import pretended_gpu
 from trainer.dry.rank import dry_step
+from trainer.plan.datasheets import machine_of
 from trainer.plan.one_stage import StageKind
 from trainer.plan.pass_memory import stage_memory
+from trainer.plan.remedies import remedies
 
 
 def config(*options: str) -> Config:
@@ -62,3 +64,15 @@ REAL = [
 def test_within_five_percent_of_a_real_step(name: str) -> None:
     here = case(name)
     assert planned(here) == pytest.approx(measured(here), rel=0.05)
+
+
+@pytest.mark.slow
+def test_remedies_are_plans_that_need_less() -> None:
+    here = config("--optimizer.zero", "off", "--plan.memory_margin", "0")
+    enough = 0.9 * max(planned(here))
+    here.cluster.memory_gib = enough / 2**30
+    found = remedies(here, machine_of(here.cluster))
+    assert found[0].fits and ("--optimizer.zero shard",) in [each.options for each in found]
+    for each in found:
+        options = [part for option in each.options for part in option.split()]
+        assert max(planned(config("--optimizer.zero", "off", *options))) == each.total

@@ -7,6 +7,8 @@ followed through the rank's own program (held_memory.py).
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from parallel.schedule.lower import lower
@@ -14,10 +16,10 @@ from parallel.schedule.table import Schedule
 from trainer.config.schema import Config
 from trainer.plan.datasheets import Machine
 from trainer.plan.held_memory import Moment, moments
-from trainer.plan.one_stage import kind_of_stage
+from trainer.plan.one_stage import StageKind, kind_of_stage
 from trainer.plan.parameters import partition_of
 from trainer.plan.pass_memory import stage_memory
-from trainer.plan.state_memory import state_memory
+from trainer.plan.state_memory import StateMemory, state_memory
 
 
 @dataclass(frozen=True)
@@ -56,30 +58,43 @@ class RankMemory:
 
 
 def memory_by_rank(config: Config, schedule: Schedule, machine: Machine) -> tuple[RankMemory, ...]:
-    """By pipeline rank, of the first rank at each place. Ranks of the same stages are alike."""
+    """By pipeline rank, of the first rank at each place. No process group exists before."""
     partition = partition_of(config, schedule)
     kinds = [kind_of_stage(config, partition, stage) for stage in range(schedule.stages)]
     of_kind = {kind: stage_memory(config, kind) for kind in set(kinds)}
     stages = [of_kind[kind] for kind in kinds]
-    lowered = lower(schedule)
-    margin = round(config.plan.memory_margin * machine.memory)
+    states: dict[tuple[object, ...], StateMemory] = {}
     ranks = []
-    for rank, program in enumerate(lowered.programs):
-        state = state_memory(config, schedule, partition, rank)
-        end = Moment(0, 0, state.update, "update of the weights")
+    for rank, program in enumerate(lower(schedule).programs):
+        alike = _holds(schedule, kinds, rank)
+        if alike not in states:
+            states[alike] = state_memory(config, schedule, partition, rank)
         during = moments(config, schedule, stages, program)
-        most = max((*during, end), key=lambda moment: moment.bytes)
-        ranks.append(
-            RankMemory(
-                weights=state.weights,
-                gradients=state.gradients,
-                masters=state.masters,
-                moments=state.moments,
-                activations=most.activations,
-                buffers=most.buffers,
-                transient=most.transient,
-                margin=margin,
-                at=most.at,
-            )
-        )
+        ranks.append(_at_its_peak(config, machine, states[alike], during))
     return tuple(ranks)
+
+
+def _holds(schedule: Schedule, kinds: Sequence[StageKind], rank: int) -> tuple[object, ...]:
+    """What the state of a rank depends on: the stages that it holds, and how many ranks hold each
+    with it."""
+    holders = Counter(stage for _, stage in schedule.placement)
+    held = {stage for _, stage in schedule.stages_of(rank)}
+    return tuple((kinds[stage], holders[stage]) for stage in sorted(held))
+
+
+def _at_its_peak(
+    config: Config, machine: Machine, state: StateMemory, during: Iterable[Moment]
+) -> RankMemory:
+    end = Moment(0, 0, state.update, "update of the weights")
+    most = max((*during, end), key=lambda moment: moment.bytes)
+    return RankMemory(
+        weights=state.weights,
+        gradients=state.gradients,
+        masters=state.masters,
+        moments=state.moments,
+        activations=most.activations,
+        buffers=most.buffers,
+        transient=most.transient,
+        margin=round(config.plan.memory_margin * machine.memory),
+        at=most.at,
+    )

@@ -10,9 +10,10 @@ holds this).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from parallel.expert.all_to_all import InFlight
 from parallel.schedule.table import Kind
@@ -22,6 +23,7 @@ from trainer.config.schema import Config
 from trainer.dry.memory import LiveBytes
 from trainer.plan.observed import observed
 from trainer.plan.one_stage import StageKind, run_passes
+from trainer.plan.traffic import tokens_of_micro_batch
 
 _NO_TURN = ("counts", "activation", "gradient")  # waits at which a pass does not yield
 _RUN = 3  # layers with experts, of those of a stage
@@ -91,11 +93,31 @@ def _repeated(legs: tuple[Leg, ...], kind: Kind, layers: int) -> tuple[Leg, ...]
     return (*legs[:first], *more, *(leg.raised(step * layers) for leg in legs[first:]))
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A stage of a config. depends: on what of the config, as text."""
+
+    kind: StageKind
+    depends: str
+    config: Config = field(compare=False)
+
+
 def _passes(config: Config, kind: StageKind) -> StageMemory:
-    follower = _Follower()
+    tokens = tokens_of_micro_batch(config, mesh_of(config))
+    depends = (
+        config.model, config.recompute, config.precision, config.mesh.expert,
+        config.pipeline.overlap, config.data.sequence_length, tokens, config.run.device,
+    )  # fmt: skip
+    return _run(_Asked(kind, repr(depends), config))
+
+
+@functools.lru_cache(maxsize=256)
+def _run(asked: _Asked) -> StageMemory:
+    """Once for all plans that differ in nothing that it depends on."""
+    follower, config = _Follower(), asked.config
     with observed(config, 0, mesh_of(config).expert, follower.flying) as memory:
         follower.memory = memory
-        ran = run_passes(config, kind, follower)
+        ran = run_passes(config, asked.kind, follower)
     by_pass = dict(zip(ran, follower.items, strict=True))
     del by_pass["F", 1]
     return StageMemory({kind: legs for (kind, _), legs in by_pass.items()})
