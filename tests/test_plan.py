@@ -218,7 +218,7 @@ def test_a_slower_link_or_a_smaller_gpu_takes_longer() -> None:
     assert seconds("--cluster.nvlink_gb_s", "10") > 1.3 * base
     assert seconds("--cluster.network_gb_s", "0.5") > 1.3 * base
     assert seconds("--pipeline.overlap", "false") > base
-    assert seconds("--recompute.layer", "false") < 0.9 * base
+    assert seconds("--recompute.layer", "true") > 1.1 * base
     assert seconds("--cluster.gpu", "b200") < 0.6 * base
 
 
