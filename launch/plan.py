@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.config.schema import Config
     from trainer.plan.sweep import Choice, Variant
 
+SEARCH_SECONDS = 60
 EXAMPLES = """\
 examples:
   python launch/plan.py --config configs/deepseek_v3_2048.yaml
@@ -38,6 +39,7 @@ examples:
   python launch/plan.py --config configs/cluster_64gpu.yaml --plan.costs costs.yaml
   python launch/plan.py --config configs/deepseek_v3_2048.yaml --html plan.html
   python launch/plan.py --config configs/deepseek_v3_2048.yaml --verify
+  python launch/plan.py --config configs/deepseek_v3_2048.yaml --optimise 60 --table found.json
 
 Times come from plan.costs: roofline, deepseek-h800, or a file that throughput.py --save-costs
 wrote. --sweep plans every combination of the given values; where the table then has another number
@@ -63,6 +65,18 @@ def _main(arguments: Sequence[str]) -> int:
         help="Plan every combination of these values, best first.",
     )
     add(
+        "--optimise",
+        nargs="?",
+        type=int,
+        const=SEARCH_SECONDS,
+        metavar="SECONDS",
+        help="Find the split of layers over stages and the table with which the step is shortest, "
+        f"searching for so long ({SEARCH_SECONDS}).",
+    )
+    add(
+        "--table", metavar="FILE", type=Path, help="With --optimise: write the table that is found."
+    )
+    add(
         "--verify",
         action="store_true",
         help="Run one rank of each role without a GPU, and prove that the calls of all ranks match "
@@ -79,6 +93,10 @@ def _main(arguments: Sequence[str]) -> int:
         from trainer.dry.command import verify_ranks
 
         return verify_ranks(config, given.json)
+    if given.table and given.optimise is None:
+        raise ConfigError("--table has no effect without --optimise")
+    if given.optimise is not None:
+        return _optimise(config, given)
     _run(config, given, to_yaml(parser, given))
     return 0
 
@@ -105,6 +123,24 @@ def _run(config: Config, given: Namespace, whole_config: str) -> None:
             choices = read_choices(DEFAULT_SWEEP)
             variants = _swept(config, choices)
         write_file(given.html, page(plan, choices, variants, whole_config))
+
+
+def _optimise(config: Config, given: Namespace) -> int:
+    from parallel.schedule.table_file import write_table
+    from trainer.io.search_progress import show_search
+    from trainer.plan.optimise import as_json, as_lines, optimise
+
+    if given.table:
+        require_outputs({"--table": given.table}, ["--table"])
+    validate(config, mesh_of(config).world)
+    found = optimise(config, given.optimise, show_search)
+    if given.table:
+        write_table(found.table, given.table)
+    if given.json:
+        print(json.dumps(as_json(found), indent=2))
+    else:
+        print(*as_lines(found), sep="\n")
+    return 0
 
 
 def _swept(config: Config, choices: list[Choice]) -> list[Variant]:

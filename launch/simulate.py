@@ -23,7 +23,6 @@ from trainer.run.exit import guarded
 if TYPE_CHECKING:
     from parallel.study.costs import CostModel
     from parallel.study.requested import Request, Simulated
-    from parallel.study.search import Progress
     from parallel.study.timeline import Timeline
     from trainer.io.command_parser import CommandParser
 
@@ -181,6 +180,7 @@ def _request(options: argparse.Namespace) -> Request:
     from parallel.files.outputs import require_outputs
     from parallel.study.requested import Request, SearchSettings
     from parallel.study.timeline_file import read_timeline
+    from trainer.io.search_progress import show_search
 
     costs = _costs(options)
     measured = read_timeline(options.measured) if options.measured else None
@@ -202,14 +202,8 @@ def _request(options: argparse.Namespace) -> Request:
             moves=options.search_moves,
             seed=options.seed or 0,
         ),
-        progress=_show_progress,
+        progress=show_search,
     )
-
-
-def _show_progress(news: Progress) -> None:
-    text = f"search: best {news.best:.6g}, bound {news.lower_bound:.6g}, {news.moves} moves, "
-    end = "\r" if sys.stderr.isatty() else "\n"
-    print(f"{text}{news.seconds_left:.0f} s left  ", file=sys.stderr, end=end)
 
 
 def _write_files(

@@ -304,3 +304,33 @@ def test_the_page_needs_nothing_else_and_shows_the_config_as_text(
     assert len(items) == len(schedule_of(config(TINY)).programs[0])
     assert [row["values"] for row in data["what_if"]["rows"]] == [["1f1b"], ["dualpipe"]]
     assert main(["--config", TINY, "--html", "/dev/null/page.html"]) == 2
+
+
+def test_a_better_split_and_table_are_found_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last of two stages has two heads: it should have fewer of ten layers."""
+    table = str(tmp_path / "found.json")
+    options = ["--config", TINY, "--pipeline.schedule", "1f1b", "--mesh.pipeline", "2"]
+    options += [
+        "--model.layers",
+        "10",
+        "--model.vocab_size",
+        "2000",
+        "--pipeline.micro_batches",
+        "4",
+    ]
+    options += ["--data.global_batch", "8"]
+    assert main([*options, "--json", "--optimise", "1", "--table", table]) == 0
+    said = json.loads(capsys.readouterr().out)
+    first, last = said["split"]["layers_per_stage"]
+    assert first + last == 10 and first > last
+    assert said["table"]["seconds"] > said["split"]["seconds"] >= said["found"]["seconds"]
+    assert said["found"]["seconds"] >= said["lower_bound"] * (1 - 1e-9)
+    split = f"[{first},{last}]"
+    more = ["--pipeline.schedule_file", table, "--pipeline.layers_per_stage", split]
+    assert main([*options, *more, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    end = max(parts["optimizer"] for parts in planned["parts_seconds_by_rank"])
+    assert planned["step_seconds"] - end == pytest.approx(said["found"]["seconds"])
+    assert main([*options, "--table", table]) == 2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TypeAlias
 
-from parallel.schedule.table import Overlap, Schedule
+from parallel.schedule.table import Schedule
 from parallel.study.costs import CostModel
 from parallel.study.pass_times import Leg, pass_times
 from trainer.config.schema import Config
@@ -81,12 +81,12 @@ def stage_costs(passes: Sequence[StagePasses], schedule: Schedule, overlap: bool
 
 
 def _paired(schedule: Schedule) -> set[tuple[int, int]]:
-    """(stage of the forward, of the backward) of every pair in the table."""
+    """(stage of the forward, of the backward) of every pair that a rank may run."""
     return {
-        (item.forward.stage, item.backward.stage)
-        for program in schedule.programs
-        for item in program
-        if isinstance(item, Overlap)
+        (forward, backward)
+        for rank in range(schedule.ranks)
+        for _, forward in schedule.stages_of(rank)
+        for _, backward in schedule.stages_of(rank)
     }
 
 
