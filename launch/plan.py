@@ -37,6 +37,7 @@ examples:
   python launch/plan.py --config configs/deepseek_v3_2048.yaml \\
       --sweep pipeline.schedule=dualpipe,dualpipev,zbv,1f1b mesh.expert=32,64
   python launch/plan.py --config configs/cluster_64gpu.yaml --plan.costs costs.yaml
+  python launch/plan.py --config configs/deepseek_v3_2048.yaml --remedies
   python launch/plan.py --config configs/deepseek_v3_2048.yaml --html plan.html
   python launch/plan.py --config configs/deepseek_v3_2048.yaml --verify
   python launch/plan.py --config configs/deepseek_v3_2048.yaml --optimise 60 --table found.json
@@ -82,13 +83,18 @@ def _main(arguments: Sequence[str]) -> int:
         help="Run one rank of each role without a GPU, and prove that the calls of all ranks match "
         "and come to an end: see docs/scale.md.",
     )
+    add(
+        "--remedies",
+        action="store_true",
+        help="Where it does not fit, also plan it with changes that need less memory.",
+    )
     add("--html", metavar="FILE", type=Path, help="Also write it as a page that needs no other.")
     config, given = parse(parser, arguments)
     if given.html:
         require_outputs({"--html": given.html}, ["--html"])
     if given.verify:
-        if given.sweep or given.html:
-            raise ConfigError("--verify makes no plan: leave out --sweep and --html")
+        if given.sweep or given.html or given.remedies:
+            raise ConfigError("--verify makes no plan: leave out --sweep, --remedies and --html")
         validate(config, mesh_of(config).world)
         from trainer.dry.command import verify_ranks
 
@@ -105,6 +111,7 @@ def _run(config: Config, given: Namespace, whole_config: str) -> None:
     from trainer.plan.as_json import as_json
     from trainer.plan.page.page import DEFAULT_SWEEP, page
     from trainer.plan.plan import make_plan
+    from trainer.plan.remedies import remedies
     from trainer.plan.sweep import read_choices
     from trainer.plan.sweep_table import sweep_json, sweep_table
     from trainer.plan.tables import tables
@@ -115,7 +122,8 @@ def _run(config: Config, given: Namespace, whole_config: str) -> None:
         _print(given.json, sweep_json(choices, variants), [sweep_table(choices, variants)])
     else:
         plan = make_plan(config)
-        _print(given.json, as_json(plan), tables(plan))
+        found = remedies(config, plan.machine) if given.remedies else None
+        _print(given.json, as_json(plan, found), tables(plan, found))
     if given.html:
         if given.sweep:
             plan = make_plan(config)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from trainer.plan.datasheets import GIB
 from trainer.plan.memory import RankMemory
 from trainer.plan.plan import Plan
+from trainer.plan.remedies import Remedy
 
 
 def memory_parts(rank: RankMemory) -> dict[str, float]:
@@ -15,8 +17,8 @@ def memory_parts(rank: RankMemory) -> dict[str, float]:
     return {name: size / GIB for name, size in vars(rank).items() if isinstance(size, int)}
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Keys stay: scripts read them."""
+def as_json(plan: Plan, found: Sequence[Remedy] | None = None) -> dict[str, Any]:
+    """Keys stay: scripts read them. found: what would make it fit, if that was asked."""
     config, cost = plan.config, plan.cost
     return {
         "name": config.run.name,
@@ -32,6 +34,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "memory_parts_gib_by_rank": [memory_parts(rank) for rank in plan.memory],
         "gpu_memory_gib": plan.machine.memory / GIB,
         "fits": plan.fits,
+        **({} if found is None else {"remedies": [_remedy(one) for one in found]}),
         "tokens_per_step": plan.rates.tokens_per_step,
         "step_seconds": plan.step.seconds,
         "parts_seconds": asdict(plan.step.parts),
@@ -52,3 +55,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "dollars": cost.dollars(config.cluster),
         "mwh": cost.mwh(config.cluster, plan.machine),
     }
+
+
+def _remedy(one: Remedy) -> dict[str, Any]:
+    return {"options": one.options, "memory_gib": one.total / GIB, "fits": one.fits}

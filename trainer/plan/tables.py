@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich.table import Table
@@ -11,6 +11,7 @@ from trainer.plan.as_json import memory_parts
 from trainer.plan.datasheets import GIB
 from trainer.plan.overlap_rule import OverlapRule
 from trainer.plan.plan import Plan
+from trainer.plan.remedies import Remedy
 
 PARTS = {
     "forward": "forward alone",
@@ -22,10 +23,12 @@ PARTS = {
 }
 
 
-def tables(plan: Plan) -> Iterator[Table]:
-    """In the order in which they are read."""
+def tables(plan: Plan, found: Sequence[Remedy] | None = None) -> Iterator[Table]:
+    """In the order in which they are read. found: what would make it fit, if that was asked."""
     yield summary(plan)
     yield memory_table(plan)
+    if found is not None and not plan.fits:
+        yield remedies_table(found)
     yield step_table(plan)
     yield cost_table(plan)
 
@@ -76,6 +79,8 @@ def memory_table(plan: Plan) -> Table:
     for name in (*names, "total"):
         table.add_column(name, justify="right")
     table.add_column("fits")
+    if not plan.fits:
+        table.caption = "--remedies plans it with changes that need less"
     alike: dict[tuple[str, ...], list[int]] = {}
     for number, rank in enumerate(plan.memory):
         figures = (*memory_parts(rank).values(), rank.total / GIB)
@@ -83,6 +88,17 @@ def memory_table(plan: Plan) -> Table:
         alike.setdefault((*(f"{figure:.1f}" for figure in figures), note), []).append(number)
     for row, ranks in alike.items():
         table.add_row(_as_ranges(ranks), *row)
+    return table
+
+
+def remedies_table(found: Sequence[Remedy]) -> Table:
+    """Changes and what the fullest rank needs with them."""
+    table = Table(title="Changes that need less memory, GiB of the fullest rank")
+    for name in ("options", "total", "fits"):
+        table.add_column(name, justify="right" if name == "total" else "left")
+    for one in found:
+        fits = "yes" if one.fits else "no"
+        table.add_row(" ".join(one.options), f"{one.total / GIB:.1f}", fits)
     return table
 
 
