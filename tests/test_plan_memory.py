@@ -43,6 +43,10 @@ def test_further_layers_add_what_the_middle_one_of_three_adds(recompute: str) ->
             ("--pipeline.schedule", "zbv", "--optimizer.name", "muon", "--optimizer.zero", "shard"),
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            ("--pipeline.schedule", "dualpipe", "--precision.linear", "fp8"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )

@@ -3,7 +3,7 @@ pipeline that runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -12,9 +12,6 @@ import torch
 import torch.distributed as dist
 
 from parallel.expert.router import Choose, choose
-from parallel.ops.fp8.ops import Fp8Ops
-from parallel.ops.kernels import Kernels
-from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
 from parallel.pipeline.transport import Transport
@@ -30,11 +27,11 @@ from parallel.tape.recorder import Recorder, Silence
 from trainer.build.experts import Placements, experts_here, trainable
 from trainer.build.groups import open_run_groups
 from trainer.build.optimizer import make_optimizer
+from trainer.build.part import make_part
 from trainer.build.weights import open_weights, set_weights
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.schema import Config
-from trainer.model.moe import BALANCE, ExpertsHere
-from trainer.model.options import LayerOptions
+from trainer.model.moe import BALANCE
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, partition_layers
 from trainer.model.stage import ModelStage, Objective
@@ -158,7 +155,7 @@ def build(
     groups = open_run_groups(mesh, schedule, partition.homes(), process.rank, timeout, device)
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = experts_here(placements, place.expert, groups.experts, device)
-    part = _part(config, partition, stages, experts, device, choose)
+    part = make_part(config, partition, stages, experts, device, choose)
     copies_of = {
         name: copies(partition.home(name), mesh, schedule.placement, place.expert)
         for name, _ in part.named_parameters()
@@ -190,27 +187,6 @@ def build(
         groups=groups.copies,
         transport=_transport(config, mesh, groups.channels, process.rank, device),
     )
-
-
-def _part(
-    config: Config,
-    partition: Partition,
-    stages: Iterable[int],
-    experts: Mapping[int, ExpertsHere],
-    device: torch.device,
-    choose: Choose,
-) -> ModelPart:
-    """The modules of these stages: weights on meta, without memory, buffers on `device`."""
-    kernels = Kernels.compiled() if config.run.compile else Kernels()
-    precision, meta = PRECISIONS[config.precision.parameters], torch.device("meta")
-    kind = Fp8Ops if config.precision.linear == "fp8" else Ops
-    ops = kind(precision, kernels=kernels, weights_on=meta)
-    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
-    part = ModelPart(options, partition, stages, experts)
-    for module in part.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    return part
 
 
 def _patience(config: Config) -> timedelta:

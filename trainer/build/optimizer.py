@@ -51,7 +51,7 @@ def make_optimizer(
 
         for name, parameter in parameters.items():
             parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device))
-        _put(part, parameters)
+        put_parameters(part, parameters)
         fill()
         sharded = DeepSpeedAdamW(
             parameters, copies_of, groups, rank, tensors_of, stages_of, held, config
@@ -76,13 +76,13 @@ def make_optimizer(
         parameters, copies_of, groups, rank, kind_of, cut, stages_of, held, device
     )
     for share in gradients.shares:
-        _put(part, dict(zip(share.bucket.names, share.bucket.parameters)))
+        put_parameters(part, dict(zip(share.bucket.names, share.bucket.parameters)))
     fill()
     moments = _MOMENTS[config.moments]
     return gradients, FlatOptimizer(gradients, tensors_of, rules, config.clip, moments)
 
 
-def _put(part: ModelPart, parameters: Mapping[str, nn.Parameter]) -> None:
+def put_parameters(part: ModelPart, parameters: Mapping[str, nn.Parameter]) -> None:
     """In the place of those that have these names."""
     for name, parameter in parameters.items():
         module, _, leaf = name.rpartition(".")

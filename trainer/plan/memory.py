@@ -26,11 +26,11 @@ from trainer.plan.state_memory import StateMemory, state_memory
 class RankMemory:
     """Bytes on one rank when it needs most.
 
-    weights: with tables and router biases. masters: float32 copies of narrower weights.
-    activations: on the tapes of all micro-batches in flight. buffers: messages posted or on their
-    way, and what an all-to-all in flight sends and receives. transient: what the item of the table
-    that runs, or the end of the step, needs beyond these. margin: left free for fragmentation. at:
-    what runs then.
+    weights: with tables, router biases, and copies in fp8 that a step keeps. masters: float32
+    copies of narrower weights. activations: on the tapes of all micro-batches in flight. buffers:
+    messages posted or on their way, and what an all-to-all in flight sends and receives. transient:
+    what the item of the table that runs, or the end of the step, needs beyond these. margin: left
+    free for fragmentation. at: what runs then.
     """
 
     weights: int
@@ -70,7 +70,8 @@ def memory_by_rank(config: Config, schedule: Schedule, machine: Machine) -> tupl
         if alike not in states:
             states[alike] = state_memory(config, schedule, partition, rank)
         during = moments(config, schedule, stages, program)
-        ranks.append(_at_its_peak(config, machine, states[alike], during))
+        kept = sum(stages[stage].kept for stage in {s for _, s in schedule.stages_of(rank)})
+        ranks.append(_at_its_peak(config, machine, states[alike], kept, during))
     return tuple(ranks)
 
 
@@ -83,12 +84,12 @@ def _holds(schedule: Schedule, kinds: Sequence[StageKind], rank: int) -> tuple[o
 
 
 def _at_its_peak(
-    config: Config, machine: Machine, state: StateMemory, during: Iterable[Moment]
+    config: Config, machine: Machine, state: StateMemory, kept: int, during: Iterable[Moment]
 ) -> RankMemory:
     end = Moment(0, 0, state.update, "update of the weights")
     most = max((*during, end), key=lambda moment: moment.bytes)
     return RankMemory(
-        weights=state.weights,
+        weights=state.weights + kept,
         gradients=state.gradients,
         masters=state.masters,
         moments=state.moments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -10,26 +11,27 @@ from torch import Tensor
 
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
-from parallel.ops.accumulate import set_gradient
-from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
+from parallel.reduce.gradients import make_gradients
 from parallel.schedule.lower import Message, Step, inputs, outputs
 from parallel.schedule.table import Action, Kind, Schedule
 from parallel.tape.recorder import Recorder
+from trainer.build.optimizer import put_parameters
+from trainer.build.part import make_part
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
 from trainer.model.moe import BALANCE, ExpertsHere
-from trainer.model.options import LayerOptions
-from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, moe_layers, partition_layers
 from trainer.model.stage import MicroBatch, ModelStage
 from trainer.objective.pretraining import TOKENS, Pretraining
 from trainer.plan.observed import device_of
 from trainer.plan.traffic import tokens_of_micro_batch
 
-PASSES: tuple[tuple[Kind, int], ...] = (("F", 0), ("B", 0), ("F", 1), ("I", 1), ("W", 1))
+Passes: TypeAlias = tuple[tuple[Kind, int], ...]
 """Kinds and micro-batches."""
+FIRST: Passes = (("F", 0), ("B", 0))
+PASSES: Passes = (("F", 1), ("B", 1), ("F", 2), ("I", 2), ("W", 2))
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,18 @@ def kind_of_stage(config: Config, partition: Partition, stage: int) -> StageKind
     return StageKind(dense, len(layers) - dense, stage == 0, stage == partition.last)
 
 
-def run_passes(config: Config, kind: StageKind, recorder: Recorder) -> tuple[tuple[Kind, int], ...]:
-    """Run PASSES, and return them. A process group of the expert ranks exists where there are
-    several; numbers are not set."""
+def run_passes(config: Config, kind: StageKind, recorder: Recorder) -> Passes:
+    """Run passes, and return them: PASSES, after FIRST where a step keeps something from its first
+    micro-batch on, which are weights in fp8. A process group of the expert ranks exists where there
+    are several; numbers are not set."""
+    passes = FIRST + PASSES if config.precision.linear == "fp8" else PASSES
     stage, objective = _stage(config, kind)
     alone = {(0, each): each for each in range(stage.partition.last + 1)}
-    schedule = Schedule("one stage", len(alone), 2, alone, ())
+    schedule = Schedule("one stage", len(alone), 3, alone, ())
     micro_batch = _micro_batch(config)
     executor = Executor(
         schedule=schedule,
-        program=tuple(_step(schedule, Action(kind, 0, stage.index, n)) for kind, n in PASSES),
+        program=tuple(_step(schedule, Action(kind, 0, stage.index, n)) for kind, n in passes),
         stages={(0, stage.index): stage},
         transport=_Nobody(config),  # type: ignore[arg-type]
         overlap=config.pipeline.overlap,
@@ -66,7 +70,7 @@ def run_passes(config: Config, kind: StageKind, recorder: Recorder) -> tuple[tup
     )
     weights = dict.fromkeys((*objective.losses, BALANCE), 1.0)
     executor.run(lambda flow, number: micro_batch, weights)
-    return PASSES
+    return passes
 
 
 def _step(schedule: Schedule, item: Action) -> Step:
@@ -81,14 +85,13 @@ def _stage(config: Config, kind: StageKind) -> tuple[ModelStage, Pretraining]:
     model = replace(config.model, layers=layers, dense_layers=kind.dense, mtp=mtp)
     counts = [0] * (not kind.first) + [layers] + [0] * (not kind.last)
     partition = partition_layers(layers, len(counts), mtp.depth, counts)
-    ops = Ops(PRECISIONS[config.precision.parameters])
-    options = LayerOptions(model, config.recompute, ops, config.data.sequence_length)
     device, index = device_of(config), int(not kind.first)
     experts = dict.fromkeys(moe_layers(model), _experts_here(config, device))
-    part = ModelPart(options, partition, [index], experts).to(device)
-    for parameter in part.parameters():
-        shape, dtype = parameter.shape, ops.precision.accurate
-        set_gradient(parameter, torch.zeros(shape, dtype=dtype, device=device))
+    part = make_part(replace(config, model=model), partition, [index], experts, device)
+    parameters = dict(part.named_parameters())
+    gradients = make_gradients(parameters, dict.fromkeys(parameters, (0,)), {}, 0, device=device)
+    for share in gradients.shares:
+        put_parameters(part, dict(zip(share.bucket.names, share.bucket.parameters)))
     objective = Pretraining(config.data.sequence_length, mtp.depth)
     return ModelStage(index, part, partition, objective), objective
 

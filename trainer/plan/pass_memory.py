@@ -22,7 +22,7 @@ from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
 from trainer.dry.memory import LiveBytes
 from trainer.plan.observed import observed
-from trainer.plan.one_stage import StageKind, run_passes
+from trainer.plan.one_stage import PASSES, StageKind, run_passes
 from trainer.plan.traffic import tokens_of_micro_batch
 
 _NO_TURN = ("counts", "activation", "gradient")  # waits at which a pass does not yield
@@ -49,9 +49,10 @@ class Leg:
 @dataclass(frozen=True)
 class StageMemory:
     """The passes of a stage, for one micro-batch. What they receive from the pipeline is theirs,
-    what they send is not."""
+    what they send is not. kept: by a step, from the first micro-batch on: weights in fp8."""
 
     passes: Mapping[Kind, tuple[Leg, ...]]
+    kept: int = 0
 
     @property
     def held(self) -> int:
@@ -66,9 +67,10 @@ class StageMemory:
 
 def stage_memory(config: Config, kind: StageKind, run: int = _RUN) -> StageMemory:
     """Run the passes of a stage, with at most `run` of its layers with experts, 3 or more. On a
-    rank that has all experts there are no all-to-alls between layers, and all of them run."""
+    rank that has all experts there are no all-to-alls between layers, and all of them run; with
+    fp8, too, whose weights are kept."""
     short = kind
-    if mesh_of(config).expert > 1:
+    if mesh_of(config).expert > 1 and config.precision.linear != "fp8":
         short = replace(kind, experts=min(kind.experts, run))
     return lengthened(_passes(config, short), kind.experts - short.experts)
 
@@ -118,18 +120,19 @@ def _run(asked: _Asked) -> StageMemory:
     with observed(config, 0, mesh_of(config).expert, follower.flying) as memory:
         follower.memory = memory
         ran = run_passes(config, asked.kind, follower)
-    by_pass = dict(zip(ran, follower.items, strict=True))
-    del by_pass["F", 1]
-    return StageMemory({kind: legs for (kind, _), legs in by_pass.items()})
+    legs = {kind: legs for (kind, _), legs in zip(ran, follower.items, strict=True)}
+    first, measured = follower.starts[0], follower.starts[len(ran) - len(PASSES)]
+    return StageMemory(legs, kept=measured - first)
 
 
 class _Follower:
-    """A recorder that keeps the legs of every item."""
+    """A recorder that keeps the legs of every item, and the bytes before each."""
 
     memory: LiveBytes
 
     def __init__(self) -> None:
         self.items: list[tuple[Leg, ...]] = []
+        self.starts: list[int] = []
         self._legs: list[Leg] = []
         self._start = 0
         self._in_flight = 0
@@ -142,7 +145,8 @@ class _Follower:
         self.items.append(tuple(self._legs))
         self._legs = []
         self._start = self._bytes()
-        if doing.startswith("item 1 "):
+        self.starts.append(self._start)
+        if len(self.starts) == 1:
             self.items.clear()
 
     @contextmanager

@@ -11,17 +11,15 @@ from torch import Tensor
 
 from parallel.expert.dispatch import LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
-from parallel.ops.ops import Ops
-from parallel.ops.precision import PRECISIONS
 from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.mesh import Coordinate
 from parallel.reduce.copies import copies
 from parallel.schedule.table import Schedule
 from trainer.build.optimizer import make_optimizer
+from trainer.build.part import make_part
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
 from trainer.model.moe import ExpertsHere
-from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition, moe_layers
 from trainer.plan.observed import device_of, observed
@@ -86,9 +84,7 @@ def _part(
     stages = {stage for _, stage in schedule.stages_of(pipeline_rank)}
     held = ExpertPlacement.contiguous(config.model.moe.experts, mesh_of(config).expert).held[0]
     experts = dict.fromkeys(moe_layers(config.model), ExpertsHere(held, LocalDispatcher()))
-    ops = Ops(PRECISIONS[config.precision.parameters])
-    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length)
-    return ModelPart(options, partition, stages, experts).to(device_of(config))
+    return make_part(config, partition, stages, experts, device_of(config))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,0 +1,39 @@
+"""The modules of a rank, from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from parallel.expert.router import Choose, choose
+from parallel.ops.fp8.ops import Fp8Ops
+from parallel.ops.kernels import Kernels
+from parallel.ops.ops import Ops
+from parallel.ops.precision import PRECISIONS
+from trainer.config.schema import Config
+from trainer.model.moe import ExpertsHere
+from trainer.model.options import LayerOptions
+from trainer.model.part import ModelPart
+from trainer.model.partition import Partition
+
+
+def make_part(
+    config: Config,
+    partition: Partition,
+    stages: Iterable[int],
+    experts: Mapping[int, ExpertsHere],
+    device: torch.device,
+    choose: Choose = choose,
+) -> ModelPart:
+    """The modules of these stages: weights on meta, without memory, buffers on `device`."""
+    kernels = Kernels.compiled() if config.run.compile else Kernels()
+    precision, meta = PRECISIONS[config.precision.parameters], torch.device("meta")
+    kind = Fp8Ops if config.precision.linear == "fp8" else Ops
+    ops = kind(precision, kernels=kernels, weights_on=meta)
+    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
+    part = ModelPart(options, partition, stages, experts)
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return part
