@@ -34,6 +34,7 @@ from trainer.plan.parameters import (
     model_parameters,
     partition_of,
     rank_parameters,
+    stage_parameters,
 )
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.routing import bins_reached
@@ -66,6 +67,7 @@ def test_parameters_are_those_of_the_released_tensors_and_of_all_ranks_together(
         if tensor not in mtp_copies(model) and not tensor.endswith("e_score_correction_bias"):
             released += torch.Size(shape).numel()
     assert found.main + found.mtp == released
+    assert sum(stage_parameters(made, schedule)) == released
     ranks = [rank_parameters(made, schedule, rank) for rank in range(schedule.ranks)]
     assert mesh_of(made).data * sum(rank.share for rank in ranks) == pytest.approx(released)
 
@@ -139,6 +141,22 @@ def test_bins_reached_is_the_mean_over_all_choices(
     ]
     moe = MoEConfig(experts=experts, groups=groups, top_groups=top_groups, top_k=top_k)
     assert bins_reached(moe, bins) == pytest.approx(sum(reached) / len(reached))
+
+
+def test_bytes_sent_are_counted_by_hand(v3: Plan) -> None:
+    """A middle rank of V3: 8 layers with experts, 60 micro-batches each of 4,096 tokens; to 3.175
+    other nodes dispatch in fp8, combine in bfloat16; a message of the pipeline for each pass."""
+    sent = v3.traffic[7]
+    tokens = 8 * 60 * 4096
+    assert sent["combine"].network == pytest.approx(tokens * 3.17538 * 2 * 7168, rel=1e-4)
+    assert sent["dispatch"].network == pytest.approx(
+        tokens * 3.17538 * (7168 * (1 + 4 / 128) + 8 * 8), rel=1e-4
+    )
+    assert sent["pipeline"].network == 2 * 120 * 4096 * 7168 * 2
+    rank = v3.ranks[7]
+    assert sent["gradients"].nvlink == pytest.approx(
+        4 * sum(count * 255 / 256 for ranks, count in rank.copies.items() if len(ranks) == 256)
+    )
 
 
 # ---- times ----
@@ -233,6 +251,11 @@ def test_the_command_gives_json_for_any_config(capsys: pytest.CaptureFixture[str
     assert [sum(parts.values()) for parts in said["memory_parts_gib_by_rank"]] == pytest.approx(
         said["memory_gib_by_rank"]
     )
+    assert all(sum(each.values()) > 0 for each in said["flops_per_token"].values())
+    sent = said["bytes_sent_by_rank"][0]
+    assert set(sent) == {
+        "dispatch", "combine", "combine_back", "dispatch_back", "pipeline", "gradients", "weights",
+    }  # fmt: skip
     assert len(said["memory_gib_by_rank"]) == config(TINY).mesh.pipeline and said["fits"]
     assert sum(said["parts_seconds"].values()) == pytest.approx(said["step_seconds"])
     hours = said["gpu_hours"]

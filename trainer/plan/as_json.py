@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from trainer.plan.datasheets import GIB
+from trainer.plan.flops import flops_by_part
 from trainer.plan.memory import RankMemory
+from trainer.plan.parameters import stage_parameters
 from trainer.plan.plan import Plan
 from trainer.plan.remedies import Remedy
 
@@ -30,6 +32,14 @@ def as_json(plan: Plan, found: Sequence[Remedy] | None = None) -> dict[str, Any]
         "dispatch": config.plan.dispatch,
         "parameters": asdict(plan.parameters),
         "parameters_by_rank": [rank.total for rank in plan.ranks],
+        "parameters_by_stage": stage_parameters(config, plan.schedule),
+        "flops_per_token": {
+            name: flops_by_part(config.model, config.data.sequence_length, name == "causal")
+            for name in ("causal", "non_causal")
+        },
+        "bytes_sent_by_rank": [
+            {kind: asdict(sent) for kind, sent in traffic.items()} for traffic in plan.traffic
+        ],
         "memory_gib_by_rank": [rank.total / GIB for rank in plan.memory],
         "memory_parts_gib_by_rank": [memory_parts(rank) for rank in plan.memory],
         "gpu_memory_gib": plan.machine.memory / GIB,

@@ -94,6 +94,17 @@ def model_flops(model: ModelConfig, sequence_length: int, causal: bool = True) -
     )
 
 
+def flops_by_part(model: ModelConfig, sequence_length: int, causal: bool) -> dict[str, float]:
+    """Training of one token by part of the main model, and by MTP modules, their heads included."""
+    forward = model_flops(model, sequence_length, causal)
+    parts = {
+        field.name: sum(getattr(layer, field.name) for layer in forward.layers)
+        for field in fields(LayerFlops)
+    }
+    parts |= {"head": forward.head, "mtp": forward.all - forward.main}
+    return {name: BACKWARD_AND_FORWARD * flops for name, flops in parts.items()}
+
+
 def training_flops(model: ModelConfig, sequence_length: int, causal: bool, mtp: bool) -> float:
     """Forward and backward of one token; mtp: MTP modules included."""
     forward = model_flops(model, sequence_length, causal)

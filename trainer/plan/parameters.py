@@ -79,6 +79,16 @@ def partition_of(config: Config, schedule: Schedule) -> Partition:
     )
 
 
+def stage_parameters(config: Config, schedule: Schedule) -> list[int]:
+    """Of each stage, all experts included; what two stages use counts in the first of them."""
+    partition, counts = partition_of(config, schedule), Counter[int]()
+    with torch.device("meta"):
+        whole = whole_model(config.model, Ops())
+    for name, parameter in whole.named_parameters():
+        counts[min(partition.home(name).stages)] += parameter.numel()
+    return [counts[stage] for stage in range(schedule.stages)]
+
+
 def rank_parameters(config: Config, schedule: Schedule, pipeline_rank: int) -> RankParameters:
     """Of the first rank at this place of a pipeline, counted on its part of the model."""
     mesh, partition = mesh_of(config), partition_of(config, schedule)

@@ -21,6 +21,8 @@ from trainer.plan.parameters import (
 )
 from trainer.plan.run_cost import RunCost, run_cost
 from trainer.plan.step_time import StepTime, step_time
+from trainer.plan.step_traffic import step_traffic
+from trainer.plan.traffic import Bytes
 
 SECONDS_PER_DAY = 86_400
 
@@ -55,6 +57,14 @@ class Plan:
     def memory(self) -> tuple[RankMemory, ...]:
         """By pipeline rank; passes are run for it, when it is first asked for."""
         return memory_by_rank(self.config, self.schedule, self.machine)
+
+    @property
+    def traffic(self) -> tuple[dict[str, Bytes], ...]:
+        """What each pipeline rank sends in a step, by kind."""
+        return tuple(
+            step_traffic(self.config, self.schedule, parameters, rank, self.machine)
+            for rank, parameters in enumerate(self.ranks)
+        )
 
     @property
     def fits(self) -> bool:

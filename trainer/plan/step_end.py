@@ -9,13 +9,13 @@ one per node, and use their own GPU's. What sums hide behind the last passes is 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parallel.ranks.mesh import RankSet
 from trainer.config.schema import Config
 from trainer.plan.datasheets import Machine
 from trainer.plan.parameters import RankParameters
-from trainer.plan.traffic import NETWORK_EFFICIENCY, NVLINK_EFFICIENCY
+from trainer.plan.traffic import Bytes
 
 GRADIENT = 4
 WEIGHT = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -38,25 +38,23 @@ class StepEnd:
 def step_end(config: Config, rank: RankParameters, machine: Machine) -> StepEnd:
     """Of a rank with these parameters."""
     weight = WEIGHT[config.precision.parameters]
-    sums = back = 0.0
-    sharded = config.optimizer.zero != "off"
-    for together, count in rank.copies.items():
-        rate, sent = _rate(together, machine), count * (len(together) - 1) / len(together)
-        sums += sent * GRADIENT / rate
-        back += sent * (weight if sharded else GRADIENT) / rate
-    updated = rank.share if sharded else rank.total
+    sums = sum(each.seconds(machine) for each in ring_bytes(rank, GRADIENT, machine))
+    given_back = weight if config.optimizer.zero != "off" else GRADIENT
+    back = sum(each.seconds(machine) for each in ring_bytes(rank, given_back, machine))
+    updated = rank.share if config.optimizer.zero != "off" else rank.total
     state = 2 * (GRADIENT + MOMENTS[config.optimizer.moments])  # masters as wide as gradients
     bytes_moved = updated * (2 * GRADIENT + state + weight) + rank.total * GRADIENT
     return StepEnd(sums, bytes_moved / machine.memory_bandwidth, back)
 
 
-def _rate(together: RankSet, machine: Machine) -> float:
-    """Bytes per second that each of these ranks sends around a ring."""
-    nodes = Counter(rank // machine.gpus_per_node for rank in together)
-    in_a_node = min(nodes.values())
-    rates = []
-    if in_a_node > 1:
-        rates.append(machine.nvlink * NVLINK_EFFICIENCY)
-    if len(nodes) > 1:
-        rates.append(in_a_node * machine.network * NETWORK_EFFICIENCY)
-    return min(rates, default=float("inf"))
+def ring_bytes(rank: RankParameters, width: int, machine: Machine) -> Iterator[Bytes]:
+    """What a rank sends for each set of copies, numbers of `width` bytes going around once: through
+    NVLink where copies share a node, through its own network card its part of what leaves it."""
+    for together, count in rank.copies.items():
+        nodes = Counter(other // machine.gpus_per_node for other in together)
+        in_a_node = min(nodes.values())
+        sent = count * width * (len(together) - 1) / len(together)
+        yield Bytes(
+            network=sent / in_a_node if len(nodes) > 1 else 0.0,
+            nvlink=sent if in_a_node > 1 else 0.0,
+        )

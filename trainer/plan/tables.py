@@ -12,6 +12,7 @@ from trainer.plan.datasheets import GIB
 from trainer.plan.overlap_rule import OverlapRule
 from trainer.plan.plan import Plan
 from trainer.plan.remedies import Remedy
+from trainer.plan.traffic import Bytes
 
 PARTS = {
     "forward": "forward alone",
@@ -22,6 +23,14 @@ PARTS = {
     "optimizer": "gradient sums and optimizer",
 }
 
+SENT = {
+    "combine_back": "gradients of combine",
+    "dispatch_back": "gradients of dispatch",
+    "pipeline": "messages of the pipeline",
+    "gradients": "sums of gradients",
+    "weights": "new weights",
+}
+
 
 def tables(plan: Plan, found: Sequence[Remedy] | None = None) -> Iterator[Table]:
     """In the order in which they are read. found: what would make it fit, if that was asked."""
@@ -30,6 +39,7 @@ def tables(plan: Plan, found: Sequence[Remedy] | None = None) -> Iterator[Table]
     if found is not None and not plan.fits:
         yield remedies_table(found)
     yield step_table(plan)
+    yield traffic_table(plan)
     yield cost_table(plan)
 
 
@@ -127,6 +137,20 @@ def step_table(plan: Plan) -> Table:
     for name, words in PARTS.items():
         share = f"{mean[name] / plan.step.seconds:.1%}"
         table.add_row(words, f"{mean[name]:.3f}", share, f"{busy[name]:.3f}", f"{idle[name]:.3f}")
+    return table
+
+
+def traffic_table(plan: Plan) -> Table:
+    """What the rank sends that sends most."""
+    totals = [sum(sent.values(), Bytes()).seconds(plan.machine) for sent in plan.traffic]
+    most = totals.index(max(totals))
+    table = Table(title=f"GB that rank {most} sends in a step", title_justify="left")
+    table.add_column("")
+    for name in ("network", "NVLink"):
+        table.add_column(name, justify="right")
+    for kind, sent in plan.traffic[most].items():
+        words = SENT.get(kind, kind)
+        table.add_row(words, f"{sent.network / 1e9:,.1f}", f"{sent.nvlink / 1e9:,.1f}")
     return table
 
 
