@@ -38,7 +38,7 @@ def test_further_layers_add_what_the_middle_one_of_three_adds(recompute: str) ->
 @pytest.mark.parametrize(
     "options",
     [
-        ("--pipeline.schedule", "dualpipe", "--recompute.layer", "true"),
+        ("--pipeline.schedule", "dualpipe", "--data.global_batch", "64"),
         pytest.param(
             ("--pipeline.schedule", "zbv", "--optimizer.name", "muon", "--optimizer.zero", "shard"),
             marks=pytest.mark.slow,
@@ -51,11 +51,14 @@ def test_further_layers_add_what_the_middle_one_of_three_adds(recompute: str) ->
     ids=" ".join,
 )
 def test_as_a_dry_run_of_the_whole_step(options: tuple[str, ...]) -> None:
-    here = config(*options)
+    here = config(*options, "--data.sequence_length", "512")
     for place, bytes_needed in enumerate(planned(here)):
         rank = place * here.mesh.expert * here.mesh.expert_data
         record = dry_step(here, rank, pretended_gpu())
-        assert bytes_needed == pytest.approx(sum(record.peak.values()), rel=0.02)
+        peak, before = sum(record.peak.values()), sum(record.start.values())
+        assert peak > 3 * before  # of what is there all the time
+        # A dry run keeps a few messages longer than a GPU: nobody says that they have arrived.
+        assert bytes_needed == pytest.approx(peak, rel=0.03)
 
 
 REAL = [
