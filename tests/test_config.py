@@ -71,6 +71,16 @@ def problem(*arguments: str) -> str:
         (("--pipeline.schedule", "zigzag"), ["pipeline.schedule", "dualpipev", "zigzag"]),
         (("--model.moe.experts", "5"), ["model.moe.experts", "mesh.expert", "multiple of 2"]),
         (("--model.moe.groups", "3"), ["model.moe.groups"]),
+        (("--mesh.dispatch", "hierarchical"), ["cluster.gpus_per_node", "all_to_all"]),
+        (
+            ("--mesh.dispatch", "hierarchical", "--cluster.gpus_per_node", "2"),
+            ["cluster.gpus_per_node", "mesh.expert = 2", "got 2", "all_to_all"],
+        ),
+        (("--mesh.dispatch", "deepep"), ["precision.parameters", "bfloat16", "hierarchical"]),
+        (
+            ("--mesh.dispatch", "deepep", "--precision.parameters", "bfloat16"),
+            ["DeepEP is not installed", "hierarchical"],
+        ),
         (("--model.moe.top_k", "9"), ["model.moe.top_k"]),
         (("--model.mtp.depth", "3"), ["model.mtp.depth", "from 0 to 2"]),
         (("--model.attention.rope_head_dim", "3"), ["rope_head_dim", "even"]),

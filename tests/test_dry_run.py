@@ -94,13 +94,14 @@ def test_a_dry_run_calls_what_a_real_run_calls() -> None:
 # ---- what it finds ----
 
 
-def test_waits_of_the_host_are_found_with_layer_pass_and_line() -> None:
-    record = dry_run_of(config_of("--precision.parameters", "bfloat16"), 0)
+def test_the_host_waits_once_in_a_forward_of_an_moe_layer_and_nowhere_else_in_layers() -> None:
+    """For the counts, with layer, pass and line; not in dense layers (0), not in a backward."""
+    arguments = ("--precision.parameters", "bfloat16", "--model.layers", "3")
+    record = dry_run_of(config_of(*arguments, "--model.mtp.depth", "1"), 0)
     found = {(w.where.layer, w.where.label, w.what, w.line.split(":")[0]): n
-             for w, n in record.waits.items()}  # fmt: skip
-    assert found["layer 1", "F", "nonzero", "parallel/expert/dispatch.py"] == 2
-    assert not any(layer == "layer 0" for layer, *_ in found)  # it is dense
-    assert not any(label in ("B", "I", "W") for _, label, *_ in found)
+             for w, n in record.waits.items() if w.where.layer}  # fmt: skip
+    counts = "F", "copy to the host", "parallel/expert/counts.py"
+    assert found == {(layer, *counts): 2 for layer in ("layer 1", "layer 2", "MTP 1")}
 
 
 def test_what_is_found_is_shown_by_kind_of_layer() -> None:

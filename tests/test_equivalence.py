@@ -20,6 +20,7 @@ from tests.distributed import run_world
 from trainer.build.layout import build
 from trainer.config.schema import (
     AttentionConfig,
+    ClusterConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -50,7 +51,7 @@ LAYOUTS = [
 @dataclass(frozen=True)
 class Case:
     """One way to run the same two steps. mesh: (pipeline, expert, expert_data). micro_batches: per
-    data rank, two for each pipeline rank where not given."""
+    data rank, two for each pipeline rank where not given. by_node: dispatch over nodes of two."""
 
     schedule: str
     mesh: tuple[int, int, int]
@@ -61,13 +62,17 @@ class Case:
     schedule_file: str | None = None
     linear: Literal["same", "fp8"] = "same"
     micro_batches: int | None = None
+    by_node: bool = False
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
         return Config(
             run=RunConfig(steps=STEPS, seed=1),
             precision=PrecisionConfig("float64", self.linear),
-            mesh=MeshConfig(pipeline=pipeline, expert=expert, expert_data=expert_data),
+            mesh=MeshConfig(
+                pipeline, expert, expert_data, "hierarchical" if self.by_node else "all_to_all"
+            ),
+            cluster=ClusterConfig(gpus_per_node=2),
             pipeline=PipelineConfig(
                 schedule=self.schedule,
                 schedule_file=self.schedule_file,
@@ -192,6 +197,19 @@ def _compare(where: str, result: dict[str, Any], expected: dict[str, Any]) -> No
                 value, expected[kind][name], rtol=0, atol=TOLERANCE,
                 err_msg=f"{where}: {kind} of {name}",
             )  # fmt: skip
+
+
+def test_dispatch_by_node_gives_the_numbers_of_one_process(
+    reference: dict[tuple[int, int], dict[str, Any]],
+) -> None:
+    """Two nodes of two ranks; recompute frees what the first hop was given."""
+    cases = [
+        Case(schedule, (1, 4, 1), 1, recompute, True, by_node=True)
+        for schedule, recompute in (("1f1b", True), ("dualpipev", False), ("dualpipev", True))
+    ]
+    for rank, results in enumerate(run_world(4, run_cases, cases)):
+        for case, result in zip(cases, results):
+            _compare(f"{case} on rank {rank}", result, reference[case.layers, case.mtp])
 
 
 def test_the_ranks_together_hold_every_tensor(

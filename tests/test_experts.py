@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+from parallel.expert.by_node import NodeDispatcher
+from parallel.expert.deepep import DeepEPDispatcher
+from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
 from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.grouped import grouped_linear
+from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
@@ -22,8 +25,11 @@ from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape, WeightTiming
 from parallel.tape.weight_gradients import WeightGradients
 from tests.distributed import run_world
+from tests.fake_deep_ep import FakeBuffer
+from tests.test_by_node import node_groups
 
 EXPERTS, TOP_K, WIDTH, INNER = 8, 3, 10, 5
+NODE = 2  # ranks that are called one
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -54,7 +60,7 @@ def test_grouped_products_are_those_of_a_loop(
     x, weight = (t.to(dtype).requires_grad_() for t in (x, weight))
     weight.grad = before.to(dtype)
     queue = WeightGradients()
-    y = grouped_linear(x, weight, ends, queue)
+    y = grouped_linear(x, weight, Groups(ends, sum(rows)), queue)
     y.backward(grad.to(dtype))
     queue.drain()
     tolerance = {"rtol": 0, "atol": 1e-4 if dtype == torch.float32 else 1e-12}
@@ -106,7 +112,7 @@ def _moe(
     weights.requires_grad_()
 
     def forward(x: Tensor) -> Pass[Tensor]:
-        route = dispatcher.route(tape, choices)
+        route = yield from dispatcher.route(tape, choices)
         received, sum_TD = yield from route.dispatch(tape, x, weights, 2 * x)
         return (yield from route.combine(tape, experts(tape, *received), sum_TD))
 
@@ -138,44 +144,60 @@ def _cases(world: int) -> list[tuple[str, str, bool]]:
     return list(itertools.product(_placements(world), SCENES, (False, True)))
 
 
-def _dispatch(process: Process) -> list[tuple[dict[str, np.ndarray], list[list[int]]]]:
+def _dispatch(process: Process, way: str) -> list[tuple[dict[str, np.ndarray], list[list[int]]]]:
     """Results of every case, and rows sent in each all-to-all of x."""
     rank, world = process.rank, process.world
     exchange, sent = dist.all_to_all_single, []
 
-    def spy(into: Tensor, tensor: Tensor, receive: list, send: list, *rest: Any, **more: Any):  # type: ignore[no-untyped-def]
-        assert len(tensor) == sum(send) and len(into) == sum(receive)
-        if tensor.shape[1:] == (WIDTH,):
+    def spy(
+        into: Tensor, tensor: Tensor, receive: Any = (), send: Any = (), *rest: Any, **more: Any
+    ):  # type: ignore[no-untyped-def]
+        if send:
+            assert len(tensor) == sum(send) and len(into) == sum(receive)
             sent.append(list(send))
         return exchange(into, tensor, receive, send, *rest, **more)
 
     dist.all_to_all_single = spy
-    results = []
+    world_group, cpu, results = dist.group.WORLD, torch.device("cpu"), []
+    nodes = node_groups(rank, world, NODE) if way == "by node" else None
+    buffer = FakeBuffer(torch.float64, torch.float64)
     for name, scene, recompute in _cases(world):
         placement = _placements(world)[name]
-        dispatcher = AllToAllDispatcher(dist.group.WORLD, placement, torch.device("cpu"))
+        if way == "deepep":
+            dispatcher: Dispatcher = DeepEPDispatcher(buffer, placement, cpu)
+        elif nodes is None:
+            groups = ExpertGroups(world_group, world_group)
+            dispatcher = AllToAllDispatcher(groups, placement, cpu)
+        else:
+            dispatcher = NodeDispatcher(nodes, placement, cpu)
         sent.clear()
+        buffer.sent.clear()
         result = _moe(dispatcher, placement.held[rank], rank, world, scene, recompute)
-        results.append((result, list(sent)))
+        results.append((result, list(buffer.sent if way == "deepep" else sent)))
     return results
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_dispatch_sends_a_token_once_to_a_rank_and_gives_what_one_rank_gives(world: int) -> None:
+@pytest.mark.parametrize(
+    ("world", "way"),
+    [(2, "all to all"), (4, "all to all"), (4, "by node"), (2, "deepep"), (4, "deepep")],
+)
+def test_dispatch_sends_a_token_once_and_gives_what_one_rank_gives(world: int, way: str) -> None:
     """Guards the wire and the mathematics under every table of placement, with ranks that send
-    nothing, receive nothing, or receive everything."""
-    by_rank = run_world(world, _dispatch)
+    nothing, receive nothing, or receive everything. Once to each rank; or first to each node."""
+    by_rank = run_world(world, _dispatch, way)
+    bin_size = NODE if way == "by node" else 1
     alone = tuple(range(EXPERTS))
     for case, (name, scene, recompute) in enumerate(_cases(world)):
         where, placement = f"{name}, {scene}, recompute {recompute}", _placements(world)[name]
         expected = [
-            _moe(LocalDispatcher(), alone, rank, world, scene, recompute) for rank in range(world)
+            _moe(LocalDispatcher(EXPERTS), alone, rank, world, scene, recompute)
+            for rank in range(world)
         ]
         for rank in range(world):
             result, sent = by_rank[rank][case]
-            pairs = _pairs(scene, rank, world, placement)
-            assert sum(sent[0]) == len(pairs), where
-            assert sent[0] == [sum(r == other for _, r in pairs) for other in range(world)], where
+            pairs = {(t, r // bin_size) for t, r in _pairs(scene, rank, world, placement)}
+            bins = range(world // bin_size)
+            assert sent[0] == [sum(r == other for _, r in pairs) for other in bins], where
             for value in ("y", "x", "weights"):
                 np.testing.assert_allclose(
                     result[value], expected[rank][value], rtol=1e-10, atol=1e-10,
@@ -209,9 +231,9 @@ def test_a_table_places_every_expert_and_as_many_on_each_rank(
 def _pairs(scene: str, rank: int, world: int, placement: ExpertPlacement) -> set[tuple[int, int]]:
     """The different (token, destination rank) of what `rank` sends."""
     experts, _ = _routing(scene, rank, world)
-    copies = placement.homes_by_copy()
+    copies = placement.places_by_copy()
     return {
-        (token, copies[token % len(copies)][expert][0])
+        (token, copies[token % len(copies)][expert] // placement.slots)
         for token, row in enumerate(experts.tolist())
         for expert in row
     }

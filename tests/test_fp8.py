@@ -25,6 +25,7 @@ from parallel.ops.fp8.tiles import (
     tiles_along_columns,
     tiles_along_rows,
 )
+from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from tests.distributed import run_world
 from tests.test_equivalence import Case, run_cases
@@ -109,7 +110,7 @@ class Product:
         grad = torch.randn(tokens, outputs, generator=generator) * 1e-4
         if grouped:
             ends_E = torch.tensor([140, 140, tokens], dtype=torch.int32)
-            self.y = ops.grouped_linear(self.x, self.weight, ends_E)
+            self.y = ops.grouped_linear(self.x, self.weight, Groups(ends_E, tokens))
         else:
             self.y = ops.linear(self.x, self.weight)
         self.y.backward(grad)

@@ -9,19 +9,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from parallel.errors import LostRankError
-from parallel.ranks.groups import GroupSpec, open_groups, turns
+from parallel.ranks.groups import GroupSpec, nccl_options, open_groups, turns
 from parallel.ranks.mesh import Mesh
 from parallel.ranks.process import Process
 from parallel.ranks.roll_call import RollCall
 from parallel.schedule.table import Schedule
 from tests.commands import ROOT
 from tests.distributed import run_world
-from trainer.build.groups import group_specs, open_run_groups
+from trainer.build.groups import ExpertExchange, group_specs, open_run_groups
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.parse import config_parser, parse
 from trainer.model.partition import Partition
@@ -64,14 +65,14 @@ def opened_by_all(orders: Sequence[Order]) -> int:
 
 def test_2048_ranks_make_only_their_groups_and_none_waits_in_a_circle() -> None:
     mesh, schedule, partition = v3()
-    specs, channel_of = group_specs(mesh, schedule, partition.homes())
+    specs, channel_of = group_specs(mesh, schedule, partition.homes(), ExpertExchange())
     everything = [*specs, *channel_of]
-    assert len(everything) == 4392
+    assert len(everything) == 4424
     planned = turns(everything)
     orders = [[turn.get(rank) for turn in planned] for rank in range(mesh.world)]
     assert opened_by_all(orders) == len(everything)
     made = [[spec for spec in order if spec is not None] for order in orders]
-    assert {len(mine) for mine in made} == {5, 7}  # the ends of a pipeline have one neighbour
+    assert {len(mine) for mine in made} == {6, 8}  # the ends of a pipeline have one neighbour
     for rank, mine in enumerate(made):
         assert len(set(mine)) == len(mine) and all(rank in spec.ranks for spec in mine)
     # A group's name: every one of its ranks has made equally many groups before.
@@ -81,21 +82,27 @@ def test_2048_ranks_make_only_their_groups_and_none_waits_in_a_circle() -> None:
             if spec is not None:
                 places.setdefault(spec, set()).add(place)
     assert all(len(found) == 1 for found in places.values())
-    assert len(planned) <= 8
+    assert len(planned) <= 9
 
 
 def test_one_rank_of_2048_opens_its_groups() -> None:
     mesh, schedule, partition = v3()
     rank = 1000
     with _fake_world(rank, mesh.world):
-        made = open_run_groups(mesh, schedule, partition.homes(), rank, timedelta(seconds=30), CPU)
+        made = open_run_groups(
+            mesh, schedule, partition.homes(), rank, timedelta(seconds=30), CPU, ExpertExchange()
+        )
         assert made.experts is not None
         members = [
             sorted(map(dist.get_process_group_ranks, groups))
-            for groups in ([made.experts], made.copies.values(), made.channels.values())
+            for groups in (
+                [made.experts.rows, made.experts.counts],
+                made.copies.values(),
+                made.channels.values(),
+            )
         ]
     assert members == [
-        [[*range(960, 1024)]],
+        [[*range(960, 1024)]] * 2,
         [[*range(896, 1152)], [936, 1000, 1064, 1128]],  # of pipeline ranks 7 and 8
         [[872, 1000]] * 2 + [[1000, 1128]] * 2,
     ]
@@ -108,6 +115,14 @@ def _fake_world(rank: int, world: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_nccl_available(), reason="this torch has no NCCL")
+@pytest.mark.parametrize("sms", [0, 20])
+def test_an_exchange_goes_first_and_on_few_multiprocessors(sms: int) -> None:
+    options, default = nccl_options(sms), dist.ProcessGroupNCCL.Options()
+    assert options.is_high_priority_stream and not default.is_high_priority_stream
+    assert options.config.max_ctas == (sms or default.config.max_ctas)
 
 
 OVERLAPPING = [

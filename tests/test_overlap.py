@@ -131,13 +131,19 @@ def _inside(event: Event, flight: tuple[float, float]) -> bool:
 
 
 def _parts(events: list[Event], label: str) -> dict[str, list[Event]]:
-    """Attention and the experts, by MoE layer in the order in which they ran: what follows the
-    combine of the layer before, or the start, and what follows the dispatch."""
-    computed = _select(events, label, "compute")
-    experts = [event for event in computed if event.name == "after dispatch"]
-    others = [event for event in computed if event not in experts]
+    """Attention, the shared expert and the experts, by MoE layer in the order in which they ran:
+    what follows the combine of the layer before, or the start; what flies beside the counts, which
+    in a backward is one with attention; and what follows the dispatch."""
+    computed = [e for e in _select(events, label, "compute") if e.name != "after counts"]
+    shared, experts = (
+        [event for event in computed if event.name == name]
+        for name in ("beside counts", "after dispatch")
+    )
+    others = [event for event in computed if event not in shared + experts]
     assert len(experts) == MOE_LAYERS and len(others) == MOE_LAYERS + 1  # and the end
-    return {"attention": others[:-1] if "F" in label else others[1:], "experts": experts}
+    assert len(shared) == (MOE_LAYERS if "F" in label else 0)
+    attention = others[:-1] if "F" in label else others[1:]
+    return {"attention": attention, "shared": shared, "experts": experts}
 
 
 def test_each_collective_of_a_pair_flies_while_the_other_pass_computes(
@@ -154,10 +160,11 @@ def test_each_collective_of_a_pair_flies_while_the_other_pass_computes(
             (name, label): _flights(events, label, name)
             for name in ("dispatch", "combine")
             for label in ("F&", "B&")
-        }
+        } | {("counts", "F&"): _flights(events, "F&", "counts")}
         for i in range(MOE_LAYERS):
             expected = {
-                ("combine", "B&"): [forward["attention"][i]],
+                ("combine", "B&"): [forward["attention"][i], weights[2 * i], forward["shared"][i]],
+                ("counts", "F&"): [weights[2 * i], forward["shared"][i]],
                 ("dispatch", "F&"): [backward["experts"][i]],
                 ("dispatch", "B&"): [weights[1 + 2 * i], forward["experts"][i]],
                 ("combine", "F&"): [backward["attention"][i]],
@@ -165,8 +172,6 @@ def test_each_collective_of_a_pair_flies_while_the_other_pass_computes(
             for collective, computed in expected.items():
                 for event in computed:
                     assert _inside(event, flights[collective][i]), (i, collective, event)
-            if i + 1 < MOE_LAYERS:
-                assert _inside(weights[2 + 2 * i], flights["combine", "B&"][i + 1])
 
 
 def test_a_lone_backward_hides_its_collectives_behind_its_weight_gradients(

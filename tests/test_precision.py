@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.expert.dispatch import AllToAllDispatcher
+from parallel.expert.dispatch import AllToAllDispatcher, ExpertGroups
 from parallel.expert.placement import ExpertPlacement
 from parallel.ops.cross_entropy import cross_entropy
+from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
@@ -57,7 +58,7 @@ def linear(ops: Ops, weight: Tensor, x: Tensor) -> Tensor:
 
 def grouped(ops: Ops, weight: Tensor, x: Tensor) -> Tensor:
     ends = torch.tensor([3, 3, len(x)], dtype=torch.int32)
-    return ops.grouped_linear(x, weight, ends)
+    return ops.grouped_linear(x, weight, Groups(ends, len(x)))
 
 
 def embedded(ops: Ops, weight: Tensor, x: Tensor) -> Tensor:
@@ -153,11 +154,12 @@ def test_a_router_bias_moves_by_gamma_exactly() -> None:
 def numbers_of_many_experts(process: Process) -> float:
     """Send tokens to 1,024 experts on two ranks, each to the expert of its own number."""
     tape = Tape(training=False)
+    groups = ExpertGroups(torch.distributed.group.WORLD, torch.distributed.group.WORLD)
     dispatcher = AllToAllDispatcher(
-        torch.distributed.group.WORLD, ExpertPlacement.contiguous(1024, 2), torch.device("cpu")
+        groups, ExpertPlacement.contiguous(1024, 2), torch.device("cpu")
     )
     experts_TK = torch.arange(1024).unsqueeze(1)
-    route = dispatcher.route(tape, experts_TK)
+    route = run(dispatcher.route(tape, experts_TK))
     x_TD = torch.zeros(1024, 4, dtype=torch.bfloat16)
     received, _ = run(route.dispatch(tape, x_TD, torch.ones(1024, 1), x_TD))
     assert received.x_ND.dtype == torch.bfloat16

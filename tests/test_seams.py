@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.placement import ExpertPlacement, PlacementError
+from parallel.ops.groups import Groups
 from parallel.ops.ops import Linear, Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
@@ -118,9 +119,9 @@ class CountingOps(Ops):
         self.used.append(weight)
         return super().embedding(tokens, weight)
 
-    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
         self.used.append(weight_EOI)
-        return super().grouped_linear(x_PI, weight_EOI, ends_E)
+        return super().grouped_linear(x_PI, weight_EOI, groups)
 
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         self.used.append(weight_VD)

@@ -1,8 +1,8 @@
-"""All-to-all of rows over torch.distributed (gloo, NCCL): a collective that a tape can reverse."""
+"""All-to-all of rows over torch.distributed (gloo, NCCL)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,17 +14,22 @@ from parallel.ranks.groups import started
 
 @dataclass
 class InFlight:
-    """Started all-to-alls, with what must stay alive until they are done."""
+    """Started all-to-alls, with what must stay alive until they are done. finish: turns what has
+    arrived into results."""
 
     works: list[dist.Work]
     sent: tuple[Tensor, ...]
     received: tuple[Tensor, ...]
+    finish: Callable[..., tuple[Tensor, ...]]
 
-    def wait(self) -> tuple[Tensor, ...]:
+    def wait(self) -> None:
         for work in self.works:
             work.wait()
         self.sent = ()
-        return self.received
+
+    def results(self) -> tuple[Tensor, ...]:
+        received, self.received = self.received, ()
+        return self.finish(*received)
 
     def follow(self) -> None:
         """Make the current stream of a GPU wait until they are done, and keep all for `wait`."""
@@ -37,32 +42,25 @@ class InFlight:
         done.add_done_callback(lambda _: callback())
 
 
-@dataclass(frozen=True)
-class AllToAll:
-    """Rank i of `group` gets `send_rows[i]` rows of ours, we get `receive_rows[i]` rows of its."""
+def start_all_to_all(
+    group: dist.ProcessGroup,
+    send_rows: Sequence[int],
+    receive_rows: Sequence[int],
+    tensors: Sequence[Tensor],
+    finish: Callable[..., tuple[Tensor, ...]],
+) -> InFlight:
+    """Rank i of `group` gets send_rows[i] rows of each tensor, we get receive_rows[i] of its.
 
-    group: dist.ProcessGroup
-    send_rows: tuple[int, ...]
-    receive_rows: tuple[int, ...]
-
-    def start(self, *tensors: Tensor) -> InFlight:
-        """tensors: [sum(send_rows), ...] each, rows sorted by destination."""
-        sent = tuple(tensor.contiguous() for tensor in tensors)
-        received = tuple(
-            torch.empty((sum(self.receive_rows), *tensor.shape[1:]), dtype=tensor.dtype,
-                        device=tensor.device)
-            for tensor in sent
-        )  # fmt: skip
-        works = [
-            started(
-                dist.all_to_all_single(
-                    into, tensor, list(self.receive_rows), list(self.send_rows), self.group,
-                    async_op=True,
-                )
+    tensors: [sum(send_rows), ...] each, rows sorted by destination.
+    """
+    sent = tuple(tensor.contiguous() for tensor in tensors)
+    received = tuple(each.new_empty((sum(receive_rows), *each.shape[1:])) for each in sent)
+    works = [
+        started(
+            dist.all_to_all_single(
+                into, tensor, list(receive_rows), list(send_rows), group, async_op=True
             )
-            for into, tensor in zip(received, sent)
-        ]  # fmt: skip
-        return InFlight(works, sent, received)
-
-    def reversed(self) -> AllToAll:
-        return AllToAll(self.group, self.receive_rows, self.send_rows)
+        )
+        for into, tensor in zip(received, sent)
+    ]
+    return InFlight(works, sent, received, finish)

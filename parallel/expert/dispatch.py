@@ -1,11 +1,14 @@
 """Sending tokens to the ranks that hold their experts, and the results back.
 
-A backend is a Dispatcher: `route` looks at the routing of one micro-batch and starts the exchange
-of counts; the route's `dispatch` and `combine` are the two all-to-alls, on the tape. A route holds
-all state of its micro-batch. Dropless, and a token goes at most once to each rank: its routing
-weights travel with it and are applied there, so that `combine` is a plain sum.
+A backend is a Dispatcher: `route` looks at the routing of one micro-batch and tells other ranks how
+much will come; the route's `dispatch` and `combine` are the two exchanges, on the tape. A route
+holds all state of its micro-batch. Dropless, and a token goes at most once to each rank: its
+routing weights travel with it and are applied there, so that `combine` is a plain sum.
 
-Shapes: T tokens here, K experts per token, D model width, S rows sent, N rows received.
+Each expert has a place, rank x slots + slot, and that is the number that travels.
+
+Shapes: T tokens here, K experts per token, D model width, N rows received, R ranks, L slots of a
+rank.
 """
 
 from __future__ import annotations
@@ -18,23 +21,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.expert.all_to_all import AllToAll
+from parallel.expert.counts import CountExchange
 from parallel.expert.placement import ExpertPlacement
-from parallel.expert.sum_rows import sum_rows
+from parallel.expert.router import count
+from parallel.expert.rows import RowPlan, SendCopies, SumCopies
+from parallel.ops.groups import Groups
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
+
+
+@dataclass(frozen=True)
+class ExpertGroups:
+    """The ranks that share the experts of a layer, in the order of their placement, twice: counts
+    must not wait behind rows."""
+
+    rows: dist.ProcessGroup
+    counts: dist.ProcessGroup
 
 
 class Received(NamedTuple):
     """Tokens for the experts of this rank.
 
-    x_ND: the tokens. weights_NK: their routing weights. experts_NK (int64): the chosen experts as
-    numbered on this rank, -1 where a choice lies on another rank.
+    x_ND: the tokens. weights_NK: their routing weights. experts_NK (int64): the slots of the chosen
+    experts on this rank, -1 where a choice lies on another rank. groups: the (token, choice) pairs
+    of each slot.
     """
 
     x_ND: Tensor
     weights_NK: Tensor
     experts_NK: Tensor
+    groups: Groups
 
 
 class Route(Protocol):
@@ -52,26 +68,33 @@ class Route(Protocol):
 class Dispatcher(Protocol):
     """A backend."""
 
-    def route(self, tape: Tape, experts_TK: Tensor) -> Route:
-        """Start the exchange of counts for these choices (global expert numbers, int64)."""
+    def route(self, tape: Tape, experts_TK: Tensor) -> Pass[Route]:
+        """Tell the other ranks about these choices (global expert numbers, int64)."""
 
 
 class LocalDispatcher:
-    """All experts are here, in order: nothing is exchanged."""
+    """All experts are here, in order: nothing is exchanged. experts: how many."""
 
-    def route(self, tape: Tape, experts_TK: Tensor) -> Route:
-        return _LocalRoute(experts_TK)
+    def __init__(self, experts: int) -> None:
+        self.experts = experts
+
+    def route(self, tape: Tape, experts_TK: Tensor) -> Pass[Route]:
+        yield from ()
+        return _LocalRoute(experts_TK, self.experts)
 
 
 @dataclass(frozen=True)
 class _LocalRoute:
     experts_TK: Tensor
+    experts: int
 
     def dispatch(
         self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
     ) -> Pass[tuple[Received, Tensor]]:
         yield from ()
-        return Received(x_TD, weights_TK, self.experts_TK), across_TD
+        sizes_E = count(self.experts_TK.flatten(), self.experts)
+        groups = Groups(sizes_E.cumsum(0).to(torch.int32), self.experts_TK.numel())
+        return Received(x_TD, weights_TK, self.experts_TK, groups), across_TD
 
     def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         yield from ()
@@ -86,78 +109,89 @@ class AllToAllDispatcher:
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, placement: ExpertPlacement, device: torch.device
+        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device
     ) -> None:
-        """group: the expert-parallel ranks, in the order of `placement`."""
-        self.group, self.ranks = group, placement.ranks
-        self._homes_CE2 = torch.tensor(placement.homes_by_copy(), device=device)
+        self.group, self.placement = groups.rows, placement
+        self._counts = CountExchange(groups.counts, device)
+        self._places = Places(placement, device)
 
-    def route(self, tape: Tape, experts_TK: Tensor) -> Route:
-        owner_TK, slot_TK = self._homes(experts_TK)
-        goes_TR = torch.zeros(
-            (len(experts_TK), self.ranks), dtype=torch.bool, device=experts_TK.device
-        ).scatter_(1, owner_TK, True)
-        sent_R = goes_TR.sum(0)
-        one_each = (1,) * self.ranks
-        counts = tape.exchange_counts("counts", AllToAll(self.group, one_each, one_each), sent_R)
-        owner_S, token_S = goes_TR.t().nonzero(as_tuple=True)
-        elsewhere_SK = owner_TK[token_S] != owner_S.unsqueeze(1)
-        local_SK = slot_TK[token_S]
-        return _AllToAllRoute(
-            group=self.group,
-            tokens=len(experts_TK),
-            token_S=token_S,
-            local_SK=local_SK.masked_fill(elsewhere_SK, -1),
-            sent_R=sent_R,
-            counts=counts,
-        )
-
-    def _homes(self, experts_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """The rank that each choice goes to, and the expert's slot there, [T, K] each."""
-        if len(self._homes_CE2) == 1:
-            owner_TK, slot_TK = self._homes_CE2[0][experts_TK].unbind(-1)
-            return owner_TK, slot_TK
-        token_T1 = torch.arange(len(experts_TK), device=experts_TK.device).unsqueeze(1)
-        homes_TK2 = self._homes_CE2[token_T1 % len(self._homes_CE2), experts_TK]
-        owner_TK, slot_TK = homes_TK2.unbind(-1)
-        return owner_TK, slot_TK
+    def route(self, tape: Tape, experts_TK: Tensor) -> Pass[Route]:
+        ranks, slots = self.placement.ranks, self.placement.slots
+        place_TK = self._places.of(experts_TK)
+        goes_TR = marked(place_TK // slots, ranks)
+        pairs_RL = count(place_TK.flatten(), ranks * slots).view(ranks, slots)
+        sent = torch.cat([goes_TR.sum(0).unsqueeze(1), pairs_RL], dim=1)
+        counts = yield from tape.exchange_counts("counts", self._counts, sent)
+        first = self.group.rank() * slots
+        return _AllToAllRoute(self.group, range(first, first + slots), place_TK, goes_TR, counts)
 
 
 @dataclass
 class _AllToAllRoute:
+    """places: those of this rank. counts: waits for, by rank, rows and pairs of each slot."""
+
     group: dist.ProcessGroup
-    tokens: int
-    token_S: Tensor
-    local_SK: Tensor
-    sent_R: Tensor
-    counts: Callable[[], Tensor]
-    _collective: AllToAll | None = None
+    places: range
+    place_TK: Tensor
+    goes_TR: Tensor
+    counts: Callable[[], tuple[Tensor, ...]]
+    _back: SumCopies | None = None
 
     def dispatch(
         self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
     ) -> Pass[tuple[Received, Tensor]]:
-        packed = self.pack(x_TD, weights_TK)
-        received_R = self.counts()
-        self._collective = AllToAll(
-            self.group, tuple(self.sent_R.tolist()), tuple(received_R.tolist())
+        on_host, received = self.counts()
+        send_rows, receive_rows = on_host[:, :, 0].tolist()
+        groups = Groups.of(received[:, 1:].sum(0), on_host[1, :, 1:].sum(0).tolist())
+        plan = plan_rows(self.group, send_rows, receive_rows, self.goes_TR)
+        there = SendCopies(plan)
+        self._back = there.reversed()
+        x_ND, weights_NK, place_NK, across_TD = yield from tape.exchange(
+            "dispatch", there, x_TD, weights_TK, self.place_TK, across=(across_TD,)
         )
-        exchange = tape.exchange("dispatch", self._collective, *packed, across=(across_TD,))
-        del packed  # so that it dies when it has arrived
-        x_ND, routing_N2K, across_TD = yield from exchange
-        weights_NK, experts_NK = routing_N2K.chunk(2, dim=-1)
-        return Received(x_ND, weights_NK, experts_NK.detach().long()), across_TD
+        return Received(x_ND, weights_NK, slots_here(place_NK, self.places), groups), across_TD
 
     def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
-        if self._collective is None:
+        if self._back is None:
             raise ValueError("combine comes after dispatch")
-        y_SD, across_TD = yield from tape.exchange(
-            "combine", self._collective.reversed(), y_ND, across=(across_TD,)
+        y_TD, across_TD = yield from tape.exchange(
+            "combine", self._back, y_ND, across=(across_TD,), turns=2
         )
-        return across_TD + sum_rows(y_SD, self.token_S, self.tokens)
+        return across_TD + y_TD
 
-    def pack(self, x_TD: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows to send; their routing weights, then their expert numbers as floats of the same
-        type (exact to 2^24 in float32). Weights of experts elsewhere go along and are not read."""
-        weights_SK = weights_TK.index_select(0, self.token_S)
-        routing_S2K = torch.cat([weights_SK, self.local_SK.to(weights_SK.dtype)], dim=-1)
-        return x_TD.index_select(0, self.token_S), routing_S2K
+
+class Places:
+    """Where the experts of a table are, on the device."""
+
+    def __init__(self, placement: ExpertPlacement, device: torch.device) -> None:
+        places = placement.places_by_copy()
+        self._place_CE = torch.tensor(places, dtype=torch.int32, device=device)
+
+    def of(self, experts_TK: Tensor) -> Tensor:
+        """The place that each choice goes to, [T, K] (int32)."""
+        copies = len(self._place_CE)
+        if copies == 1:
+            return self._place_CE[0][experts_TK]
+        token_T1 = torch.arange(len(experts_TK), device=experts_TK.device).unsqueeze(1)
+        return self._place_CE[token_T1 % copies, experts_TK]
+
+
+def marked(bins_TK: Tensor, bins: int) -> Tensor:
+    """Whether a row names a bin, [T, bins] (bool)."""
+    marks = torch.zeros((len(bins_TK), bins), dtype=torch.bool, device=bins_TK.device)
+    return marks.scatter_(1, bins_TK.long(), True)
+
+
+def plan_rows(
+    group: dist.ProcessGroup, send_rows: list[int], receive_rows: list[int], goes_TR: Tensor
+) -> RowPlan:
+    """Each row once to each rank that it goes to. send_rows: how many are marked for each rank, so
+    that the host need not wait to learn it."""
+    row_S = torch.nonzero_static(goes_TR.t(), size=sum(send_rows))[:, 1]
+    return RowPlan(group, tuple(send_rows), tuple(receive_rows), row_S, len(goes_TR))
+
+
+def slots_here(place_NK: Tensor, places: range) -> Tensor:
+    """Places as slots of the rank that has `places`, -1 for others (int64)."""
+    slot_NK = place_NK.long() - places.start
+    return slot_NK.masked_fill((slot_NK < 0) | (slot_NK >= len(places)), -1)

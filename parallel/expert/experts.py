@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.sum_rows import sum_rows
+from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from parallel.tape.tape import Tape
 
@@ -31,25 +32,28 @@ class GroupedExperts(nn.Module):
         self.down_proj = ops.parameter(len(held), dim, inner)
         self.recompute_swiglu = recompute_swiglu
 
-    def forward(self, tape: Tape, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
-        """Results by received token, [N, D]; zero for a token with no choice here."""
-        x_PD, weight_P, row_P, ends_E = self.sort_by_expert(x_ND, weights_NK, experts_NK)
-        gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, ends_E)
+    def forward(
+        self, tape: Tape, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, groups: Groups
+    ) -> Tensor:
+        """Results by received token, [N, D]; zero for a token with no choice here.
+
+        experts_NK: slots of the choices here, -1 for those elsewhere. groups: the pairs of each
+        slot.
+        """
+        x_PD, weight_P, row_P = self.sort_by_expert(x_ND, weights_NK, experts_NK, groups.rows)
+        gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, groups)
         act_PI = tape.compute(
             self.ops.weighted_swiglu, gate_up_P2I, weight_P, recompute=self.recompute_swiglu
         )
-        y_PD = self.ops.grouped_linear(act_PI, self.down_proj, ends_E)
+        y_PD = self.ops.grouped_linear(act_PI, self.down_proj, groups)
         return sum_rows(y_PD, row_P, len(x_ND))
 
     def sort_by_expert(
-        self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One row for each pair, sorted by expert; its routing weight; its token's row [P]; and
-        for each expert the row after its last, int32."""
-        experts = len(self.down_proj)
-        row_P, choice_P = (experts_NK >= 0).nonzero(as_tuple=True)
-        expert_P = experts_NK[row_P, choice_P]
-        order_P = expert_P.argsort(stable=True)
+        self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, pairs: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One row for each pair, sorted by expert; its routing weight; its token's row [P]."""
+        # With the number of pairs given, nonzero does not make the host wait for it.
+        row_P, choice_P = torch.nonzero_static(experts_NK >= 0, size=pairs).unbind(1)
+        order_P = experts_NK[row_P, choice_P].argsort(stable=True)
         row_P, choice_P = row_P[order_P], choice_P[order_P]
-        ends_E = torch.bincount(expert_P, minlength=experts).cumsum(0).to(torch.int32)
-        return x_ND.index_select(0, row_P), weights_NK[row_P, choice_P], row_P, ends_E
+        return x_ND.index_select(0, row_P), weights_NK[row_P, choice_P], row_P

@@ -75,11 +75,15 @@ class ExpertPlacement:
         """Whether an expert is held more than once."""
         return self.ranks * self.slots > self.experts
 
-    def homes_by_copy(self) -> Sequence[Sequence[tuple[int, int]]]:
-        """[copies][experts]: (rank, slot) of the c-th copy of each expert, cycling through the
-        copies of an expert that has fewer than the most."""
+    def places_by_copy(self) -> Sequence[Sequence[int]]:
+        """[copies][experts]: the place (rank x slots + slot) of the c-th copy of each expert,
+        cycling through the copies of an expert that has fewer than the most."""
         most = max(map(len, self.homes.values()))
         return [
-            [self.homes[e][copy % len(self.homes[e])] for e in range(self.experts)]
-            for copy in range(most)
+            [self._place(expert, copy) for expert in range(self.experts)] for copy in range(most)
         ]
+
+    def _place(self, expert: int, copy: int) -> int:
+        homes = self.homes[expert]
+        rank, slot = homes[copy % len(homes)]
+        return rank * self.slots + slot

@@ -89,7 +89,13 @@ def sequence_balance(scores_BSE: Tensor, top_k: int) -> Tensor:
 
 def expert_load(experts_TK: Tensor, experts: int) -> Tensor:
     """Tokens sent to each expert, [E] (int64)."""
-    return torch.bincount(experts_TK.flatten(), minlength=experts)
+    return count(experts_TK.flatten(), experts)
+
+
+def count(numbers_P: Tensor, most: int) -> Tensor:
+    """How often each of 0 .. most - 1 occurs, [most] (int64). bincount would read the largest."""
+    counts = numbers_P.new_zeros(most, dtype=torch.int64)
+    return counts.scatter_add_(0, numbers_P.long(), torch.ones_like(numbers_P, dtype=torch.int64))
 
 
 @torch.no_grad()

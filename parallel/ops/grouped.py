@@ -9,13 +9,12 @@ where oneDNN multiplies, which wants few different numbers of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from parallel.ops.accumulate import gradient_of
+from parallel.ops.groups import Groups
 from parallel.ops.products import add_product, compiles_by_shape, emulated, product
 from parallel.tape.weight_gradients import WeightGradients
 
@@ -23,66 +22,59 @@ _ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
 _ALIKE = 64  # rows, of which oneDNN is given a multiple
 
 
-def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor, deferred: WeightGradients):  # type: ignore[no-untyped-def]
+def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, groups: Groups, deferred: WeightGradients):  # type: ignore[no-untyped-def]
     """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O].
 
-    ends_E: int32, for each expert the row after its last; the last one is P. The weight gradient
-    goes to `deferred`.
+    groups: the rows of each expert, P in all. The weight gradient goes to `deferred`.
     """
-    return _GroupedLinear.apply(x_PI, weight_EOI, ends_E, deferred)
+    return _GroupedLinear.apply(x_PI, weight_EOI, groups, deferred)
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_PI, weight_EOI, ends_E, deferred):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x_PI, ends_E)
-        ctx.weight, ctx.deferred = weight_EOI, deferred
-        return grouped_product(x_PI, weight_EOI.transpose(1, 2), ends_E)
+    def forward(ctx, x_PI, weight_EOI, groups, deferred):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x_PI)
+        ctx.weight, ctx.groups, ctx.deferred = weight_EOI, groups, deferred
+        return grouped_product(x_PI, weight_EOI.transpose(1, 2), groups)
 
     @staticmethod
     def backward(ctx, grad_PO):  # type: ignore[no-untyped-def]
-        (x_PI, ends_E), weight_EOI = ctx.saved_tensors, ctx.weight
+        (x_PI,), weight_EOI, groups = ctx.saved_tensors, ctx.weight, ctx.groups
         grad_PO = grad_PO.contiguous()
-        ctx.deferred.defer(lambda: _accumulate(gradient_of(weight_EOI), grad_PO, x_PI, ends_E))
-        return grouped_product(grad_PO, weight_EOI, ends_E), None, None, None
+        ctx.deferred.defer(lambda: _accumulate(gradient_of(weight_EOI), grad_PO, x_PI, groups))
+        return grouped_product(grad_PO, weight_EOI, groups), None, None, None
 
 
-def grouped_product(x_PI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+def grouped_product(x_PI: Tensor, weight_EIO: Tensor, groups: Groups) -> Tensor:
     """Each expert's rows times its matrix: [P, I], [E, I, O] -> [P, O]."""
     if emulated(x_PI):
-        return grouped_product(x_PI.float(), weight_EIO.float(), ends_E).to(x_PI.dtype)
+        return grouped_product(x_PI.float(), weight_EIO.float(), groups).to(x_PI.dtype)
     alike = compiles_by_shape(x_PI)
     if len(x_PI) and _served(x_PI, weight_EIO) and not alike:
-        return grouped_mm(x_PI, weight_EIO, offs=ends_E)
+        return grouped_mm(x_PI, weight_EIO, offs=groups.ends_E)
     y_PO = x_PI.new_empty(len(x_PI), weight_EIO.shape[2])
-    for expert, rows in enumerate(groups(ends_E)):
+    for expert, rows in enumerate(groups.ranges()):
         around = _around(rows, len(x_PI)) if alike else rows
         y_RO = product(x_PI[around.start : around.stop], weight_EIO[expert])
         y_PO[rows.start : rows.stop] = y_RO[rows.start - around.start :][: len(rows)]
     return y_PO
 
 
-def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, ends_E: Tensor) -> None:
+def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, groups: Groups) -> None:
     """Add each expert's weight gradient, its rows of grad transposed times its rows of x."""
     if len(x_PI) and not x_PI.is_cpu and _served(grad_PO, x_PI):
-        product_EOI = grouped_mm(grad_PO.t(), x_PI, offs=ends_E)
+        product_EOI = grouped_mm(grad_PO.t(), x_PI, offs=groups.ends_E)
         # Experts without a token have undefined gradients on some GPUs (pytorch issue 172439).
-        rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        rows_E = groups.ends_E.diff(prepend=groups.ends_E.new_zeros(1))
         into_EOI.add_(torch.where(rows_E[:, None, None] > 0, product_EOI, 0))
         return
-    for expert, rows in enumerate(groups(ends_E)):
+    for expert, rows in enumerate(groups.ranges()):
         grad_RO, around = grad_PO[rows.start : rows.stop], rows
         if compiles_by_shape(x_PI):
             around = _around(rows, len(x_PI))
             before, after = rows.start - around.start, around.stop - rows.stop
             grad_RO = torch.nn.functional.pad(grad_RO, (0, 0, before, after))
         add_product(into_EOI[expert], grad_RO, x_PI[around.start : around.stop])
-
-
-def groups(ends_E: Tensor) -> Iterator[range]:
-    """The rows of each expert."""
-    ends = ends_E.tolist()
-    return map(range, [0, *ends[:-1]], ends)
 
 
 def _around(rows: range, total: int) -> range:

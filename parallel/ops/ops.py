@@ -16,6 +16,7 @@ from parallel.ops.attention import causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
 from parallel.ops.grouped import grouped_linear
+from parallel.ops.groups import Groups
 from parallel.ops.kernels import Kernels
 from parallel.ops.linear import linear
 from parallel.ops.norm import rms_norm
@@ -63,12 +64,10 @@ class Ops:
         """Rows of weight [V, D] for integer tokens [...] -> [..., D]."""
         return embedding(tokens, weight, self.deferred)
 
-    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-        """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O].
-
-        ends_E: int32, for each expert the row after its last; the last one is P.
-        """
-        return grouped_linear(x_PI, weight_EOI, ends_E, self.deferred)
+    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
+        """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O]. groups: the rows
+        of each expert, P in all."""
+        return grouped_linear(x_PI, weight_EOI, groups, self.deferred)
 
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         """Cross-entropy of softmax(x @ weight transposed), summed over the tokens whose target is

@@ -22,11 +22,12 @@ from parallel.tape.recompute import Recomputed
 @dataclass(frozen=True)
 class Exchange:
     """What leads from one region to the next. sent: how many of the tensors that left; the others
-    went across."""
+    went across. turns: how often the backward yields meanwhile."""
 
     name: str
     collective: Collective
     sent: int
+    turns: int = 1
 
 
 class Region:

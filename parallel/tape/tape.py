@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.tape.collective import Collective, Pending
+from parallel.tape.collective import Collective, Pending, Startable
 from parallel.tape.passes import Pass, require_no_pass
 from parallel.tape.recompute import Recomputed, Release
 from parallel.tape.recorder import Recorder, Silence, What
@@ -101,25 +101,41 @@ class Tape:
         return Release.apply(x, partial(self._restore, recomputed)) if recomputed else x
 
     def exchange(
-        self, name: str, collective: Collective, *tensors: Tensor, across: Sequence[Tensor] = ()
+        self,
+        name: str,
+        collective: Collective,
+        *tensors: Tensor,
+        across: Sequence[Tensor] = (),
+        turns: int = 1,
     ) -> Pass[tuple[Tensor, ...]]:
         """Start a collective on `tensors`, yield, and return what arrives, and then `across`.
 
-        across: what was computed before the exchange and is read after it.
+        across: what was computed before the exchange and is read after it. turns: how often the
+        backward yields while the reverse is in flight. Two where the forward of the layer has
+        yielded for counts, so that two passes of like layers keep step; the weight gradients come
+        between them.
         """
         require_no_pass(name, (*tensors, *across))
-        self._leave((*tensors, *across), Exchange(name, collective, len(tensors)))
+        self._computing.__exit__(None, None, None)
         pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
-        del tensors  # so that what was sent dies when it has arrived
+        kept = across if collective.copies else (*tensors, *across)
+        self._leave((*tensors, *across), kept, Exchange(name, collective, len(tensors), turns))
+        del tensors, kept  # so that what was sent dies when it has arrived
         yield
-        return self._enter(f"after {name}", (*self._wait(name, pending), *across))
+        self._wait(name, pending)
+        self._compute_on(f"after {name}")
+        return self._enter(f"after {name}", (*pending.results(), *across))
 
     def exchange_counts(
-        self, name: str, collective: Collective, counts: Tensor
-    ) -> Callable[[], Tensor]:
-        """Start a collective of integers, which has no backward; call the result to wait for it."""
-        pending = self._start(name, collective, (counts,))
-        return lambda: self._wait(name, pending)[0]
+        self, name: str, exchange: Startable, counts: Tensor
+    ) -> Pass[Callable[[], tuple[Tensor, ...]]]:
+        """Start an exchange of integers, which has no backward, and yield. Call what it returns to
+        wait for the results."""
+        self._computing.__exit__(None, None, None)
+        pending = self._start(name, exchange, (counts,))
+        yield
+        self._compute_on(f"beside {name}")
+        return partial(self._counts, name, pending)
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Make the scalar `value` part of what the backward differentiates.
@@ -141,13 +157,16 @@ class Tape:
 
     def begin(self, x: Tensor | None = None) -> Tensor | None:
         """Start the pass from x, the output of the stage before; the first stage has none."""
+        self._compute_on("from the start")
         entered = self._enter("from the start", () if x is None else (x,))
         return entered[0] if entered else None
 
     def end(self, y: Tensor | None = None) -> Tensor | None:
         """End it with y, for the stage after; the last has none. Returns y without its graph."""
         require_no_pass("the end of a stage", (y,))
-        self._leave(() if y is None else (y,))
+        self._computing.__exit__(None, None, None)
+        values = () if y is None else (y,)
+        self._leave(values, values)
         return None if y is None else y.detach()
 
     # ---- backward ----
@@ -159,7 +178,7 @@ class Tape:
         says, those of the first region never, where there is such a gradient: the caller hands it
         on first, then drains them.
         """
-        gradients: Sequence[Tensor | None] = (gradient,)
+        arrived: Callable[[], Sequence[Tensor | None]] | None = None
         of_entered: Sequence[Tensor | None] = ()
         while self._regions:
             region = self._regions.pop()
@@ -167,12 +186,11 @@ class Tape:
             self._restore_recorded(region)
             self.deferred.waits = self._weights_wait(region, timing)
             with self._span("compute", region.name):
-                region.backward(gradients)
-            gradients = ()  # what arrived dies now, and not after the next exchange
+                region.backward((gradient,) if arrived is None else arrived())
             self.weight_gradients.take(self.deferred)
             of_entered = region.gradients
             if self._regions:
-                gradients = yield from self._reverse(region, timing)
+                arrived = yield from self._reverse(region, timing)
         return of_entered[0] if of_entered else None
 
     def drain_weight_gradients(self) -> None:
@@ -189,8 +207,11 @@ class Tape:
             return timing is WeightTiming.WHILE_IN_FLIGHT
         return region.begins_with_values
 
-    def _reverse(self, region: Region, timing: WeightTiming) -> Pass[Sequence[Tensor | None]]:
-        """From the gradients of what entered `region` to those of what left the one before."""
+    def _reverse(
+        self, region: Region, timing: WeightTiming
+    ) -> Pass[Callable[[], Sequence[Tensor | None]]]:
+        """From the gradients of what entered `region` to those of what left the one before, which
+        are computed from what has arrived when they are asked for."""
         before = self._regions[-1]
         exchange = before.exchange
         assert exchange is not None  # there is a region after it
@@ -198,30 +219,43 @@ class Tape:
         wanted = before.wants_gradient[: exchange.sent]
         grads = tuple(region.gradient(i) for i, is_wanted in enumerate(wanted) if is_wanted)
         pending = self._start(name, exchange.collective.reversed(), grads)
+        for _ in range(exchange.turns - 1):
+            yield
+            self.layer = before.layer
         if timing is WeightTiming.WHILE_IN_FLIGHT:
             self.drain_weight_gradients()
         if timing is not WeightTiming.AT_ONCE:
             self._restore_recorded(before)  # needs no gradient, so it can run now
         yield
         self.layer = before.layer
-        arrived = iter(self._wait(name, pending))
-        sent = [next(arrived) if is_wanted else None for is_wanted in wanted]
-        return [*sent, *region.gradients[exchange.sent :]]
+        self._wait(name, pending)
+        across = region.gradients[exchange.sent :]
+
+        def gradients() -> Sequence[Tensor | None]:
+            results = iter(pending.results())
+            sent = [next(results) if is_wanted else None for is_wanted in wanted]
+            return [*sent, *across]
+
+        return gradients
 
     # ---- regions and recompute ----
 
     def _enter(self, name: str, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        self._computing = self._span("compute", name)
-        self._computing.__enter__()
         if not self.training:
             return tuple(values)
         self._regions.append(Region(name))
         return self._regions[-1].enter(values)
 
-    def _leave(self, values: Sequence[Tensor], exchange: Exchange | None = None) -> None:
-        self._computing.__exit__(None, None, None)
+    def _compute_on(self, name: str) -> None:
+        self._computing = self._span("compute", name)
+        self._computing.__enter__()
+
+    def _leave(
+        self, values: Sequence[Tensor], kept: Sequence[Tensor], exchange: Exchange | None = None
+    ) -> None:
+        """The region ends. kept: what of these values must keep its memory."""
         if self.training:
-            self._regions[-1].leave(values, exchange, self.layer, self._release(values))
+            self._regions[-1].leave(values, exchange, self.layer, self._release(kept))
 
     def _release(self, kept: Sequence[Tensor]) -> list[Recomputed]:
         """Free what recomputed functions gave since the last release; the backward must restore it
@@ -248,13 +282,18 @@ class Tape:
 
     # ---- collectives ----
 
-    def _start(self, name: str, collective: Collective, tensors: tuple[Tensor, ...]) -> Pending:
-        start = time.perf_counter()
+    def _start(self, name: str, collective: Startable, tensors: tuple[Tensor, ...]) -> Pending:
         with self._span("start", name):
             pending = collective.start(*tensors)
-        self.recorder.flight(self.label, name, start, pending)
+        self.recorder.flight(self.label, name, time.perf_counter(), pending)
         return pending
 
-    def _wait(self, name: str, pending: Pending) -> tuple[Tensor, ...]:
+    def _wait(self, name: str, pending: Pending) -> None:
         with self._span("wait", name):
-            return pending.wait()
+            pending.wait()
+
+    def _counts(self, name: str, pending: Pending) -> tuple[Tensor, ...]:
+        self._computing.__exit__(None, None, None)
+        self._wait(name, pending)
+        self._compute_on(f"after {name}")
+        return pending.results()

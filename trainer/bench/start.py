@@ -75,15 +75,17 @@ def measure_faked_start(config: Config, rank: int) -> Start:
     # Not public, and slow to import.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from trainer.build.groups import open_run_groups
+    from trainer.build.groups import ExpertExchange, open_run_groups
     from trainer.plan.parameters import partition_of
 
     mesh, schedule, device = mesh_of(config), schedule_of(config), torch.device("cpu")
     homes = list(partition_of(config, schedule).homes())
     timeout = timedelta(seconds=config.run.timeout)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=mesh.world)
-    before = _sockets()
-    seconds, _ = _timed(lambda: open_run_groups(mesh, schedule, homes, rank, timeout, device))
+    before, exchange = _sockets(), ExpertExchange.of(config)
+    seconds, _ = _timed(
+        lambda: open_run_groups(mesh, schedule, homes, rank, timeout, device, exchange)
+    )
     sockets, threads = _sockets() - before, len(os.listdir("/proc/self/task"))
     groups, peak = dist.get_pg_count(), peak_memory(device)
     leave()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
-import torch.distributed as dist
 
-from parallel.expert.dispatch import AllToAllDispatcher, LocalDispatcher
+from parallel.expert.by_node import NodeDispatcher, NodeGroups
+from parallel.expert.deepep import DeepEPDispatcher, open_buffer
+from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ranks.mesh import Mesh
-from trainer.config.schema import ModelConfig
+from trainer.build.groups import GroupsOfExperts
+from trainer.config.schema import Config, ModelConfig
 from trainer.model.moe import ExpertsHere
 from trainer.model.partition import moe_layers
 
@@ -35,16 +37,28 @@ def trainable(given: Placements | None, model: ModelConfig, mesh: Mesh) -> Place
 def experts_here(
     placements: Placements,
     expert_rank: int,
-    group: dist.ProcessGroup | None,
+    groups: GroupsOfExperts,
     device: torch.device,
+    config: Config,
 ) -> dict[int, ExpertsHere]:
-    """By layer, the experts of this rank and the way to the others. group: of the ranks that share
-    the experts; None where this rank has all of them."""
-    here = {}
+    """By layer, the experts of this rank and the way to the others. groups: of the ranks that share
+    the experts; None where this rank has all of them. Raises DeepEPError."""
+    dispatcher_of, here = _dispatchers(groups, device, config), {}
     for layer, placement in placements.items():
         held = placement.held[expert_rank]
-        if group is None:
-            here[layer] = ExpertsHere(held, LocalDispatcher())
-        else:
-            here[layer] = ExpertsHere(held, AllToAllDispatcher(group, placement, device))
+        here[layer] = ExpertsHere(held, dispatcher_of(placement))
     return here
+
+
+def _dispatchers(
+    groups: GroupsOfExperts, device: torch.device, config: Config
+) -> Callable[[ExpertPlacement], Dispatcher]:
+    """What makes the dispatcher of a layer from its placement."""
+    if groups is None:
+        return lambda placement: LocalDispatcher(placement.experts)
+    if isinstance(groups, ExpertGroups):
+        return lambda placement: AllToAllDispatcher(groups, placement, device)
+    if isinstance(groups, NodeGroups):
+        return lambda placement: NodeDispatcher(groups, placement, device)
+    buffer = open_buffer(groups, config.model.dim, config.cluster.communication_sms, device)
+    return lambda placement: DeepEPDispatcher(buffer, placement, device)

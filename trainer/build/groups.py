@@ -6,43 +6,85 @@ that hold the same parameters as it does; the channels of its pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 
+from parallel.expert.by_node import NodeGroups
+from parallel.expert.dispatch import ExpertGroups
 from parallel.pipeline.transport import channel_specs
 from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.mesh import Mesh, RankSet
 from parallel.reduce.copies import Home, all_copies
 from parallel.schedule.lower import Channel, channels, lower
 from parallel.schedule.table import Schedule
+from trainer.config.schema import Config
+
+_ROWS = "an exchange between experts"
+_ACROSS = "an exchange between experts, across nodes"
+_WITHIN = "an exchange between experts, within a node"
+_COUNTS = "the counts of exchanges between experts"
+_SUMS = "sums of gradients over copies"
+
+
+GroupsOfExperts: TypeAlias = ExpertGroups | NodeGroups | dist.ProcessGroup | None
+
+
+@dataclass(frozen=True)
+class ExpertExchange:
+    """How ranks exchange tokens. dispatch: see MeshConfig. sms: multiprocessors for it, 0 for the
+    own choice of what carries it. per_node: ranks of a node, where tokens go by nodes."""
+
+    dispatch: Literal["all_to_all", "hierarchical", "deepep"] = "all_to_all"
+    sms: int = 0
+    per_node: int | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> ExpertExchange:
+        cluster = config.cluster
+        return cls(config.mesh.dispatch, cluster.communication_sms, cluster.gpus_per_node)
 
 
 @dataclass(frozen=True)
 class RunGroups:
-    """Of one rank. experts: None where it has all experts. copies: by set of ranks that hold the
-    same. channels: by pipeline ranks."""
+    """Of one rank. experts: None where it has all experts; for DeepEP, one group. copies: by set of
+    ranks that hold the same. channels: by pipeline ranks."""
 
-    experts: dist.ProcessGroup | None
+    experts: GroupsOfExperts
     copies: Mapping[RankSet, dist.ProcessGroup]
     channels: Mapping[Channel, dist.ProcessGroup]
 
 
 def group_specs(
-    mesh: Mesh, schedule: Schedule, homes: Iterable[Home]
+    mesh: Mesh, schedule: Schedule, homes: Iterable[Home], exchange: ExpertExchange
 ) -> tuple[list[GroupSpec], Mapping[GroupSpec, Channel]]:
     """(all groups of the world but those of channels, those of channels with their channels), in
     the order in which they are opened, the same on every rank."""
-    ranks = range(mesh.world)
-    experts = sorted({mesh.expert_group(rank) for rank in ranks})
     copies = sorted(all_copies(homes, mesh, schedule.placement))
-    specs = [GroupSpec(one, "an exchange between experts", "all-to-all") for one in experts]
-    specs += [GroupSpec(one, "sums of gradients over copies", "all-reduce") for one in copies]
+    experts = sorted({mesh.expert_group(rank) for rank in range(mesh.world)})
+    specs = [spec for one in experts for spec in _expert_specs(one, exchange)]
+    specs += [GroupSpec(one, _SUMS, "all-reduce") for one in copies]
     pipelines = [mesh.pipeline_group(rank) for rank in range(mesh.data)]
     return specs, channel_specs(pipelines, channels(lower(schedule)))
+
+
+def _expert_specs(experts: RankSet, exchange: ExpertExchange) -> Iterator[GroupSpec]:
+    """Of the ranks that share experts."""
+    sets: dict[str, list[RankSet]] = {_ROWS: [experts], _COUNTS: [experts]}
+    if exchange.dispatch == "hierarchical":
+        assert exchange.per_node is not None  # a config without it is refused
+        starts = range(0, len(experts), exchange.per_node)
+        nodes = [experts[start : start + exchange.per_node] for start in starts]
+        sets = {_ACROSS: list(zip(*nodes)), _WITHIN: nodes, _COUNTS: [experts]}
+    elif exchange.dispatch == "deepep":
+        del sets[_COUNTS]  # it counts by itself
+    for purpose, each in sets.items():
+        for ranks in each:
+            yield GroupSpec(ranks, purpose, "all-to-all", exchange.sms)
 
 
 def open_run_groups(
@@ -52,17 +94,34 @@ def open_run_groups(
     rank: int,
     timeout: timedelta,
     device: torch.device,
+    exchange: ExpertExchange,
 ) -> RunGroups:
     """Make and open the groups of world rank `rank`; for tensors of `device`. Collective over the
     world. Raises OpeningError."""
-    specs, channel_of = group_specs(mesh, schedule, homes)
+    specs, channel_of = group_specs(mesh, schedule, homes, exchange)
     opened = open_groups([*specs, *channel_of], rank, timeout, device)
-    by_use: dict[str, dict[RankSet, dist.ProcessGroup]] = {"all-to-all": {}, "all-reduce": {}}
+    by_use: dict[str, dict[RankSet, dist.ProcessGroup]] = {}
     for spec in specs:
         if spec in opened:
-            by_use[spec.serves][spec.ranks] = opened[spec]
+            by_use.setdefault(spec.purpose, {})[spec.ranks] = opened[spec]
     return RunGroups(
-        experts=by_use["all-to-all"].get(mesh.expert_group(rank)),
-        copies=by_use["all-reduce"],
+        experts=_of_experts(exchange.dispatch, by_use),
+        copies=by_use.get(_SUMS, {}),
         channels={channel_of[spec]: opened[spec] for spec in channel_of if spec in opened},
     )
+
+
+def _of_experts(
+    dispatch: str, by_use: Mapping[str, Mapping[RankSet, dist.ProcessGroup]]
+) -> GroupsOfExperts:
+    """From the groups of this rank by purpose, of which there is one for each purpose here."""
+
+    def only(purpose: str) -> dist.ProcessGroup:
+        (group,) = by_use[purpose].values()
+        return group
+
+    if not {_ROWS, _WITHIN} & set(by_use):
+        return None
+    if dispatch == "hierarchical":
+        return NodeGroups(only(_COUNTS), only(_ACROSS), only(_WITHIN))
+    return only(_ROWS) if dispatch == "deepep" else ExpertGroups(only(_ROWS), only(_COUNTS))

@@ -25,7 +25,7 @@ from parallel.schedule.lower import Channel, lower
 from parallel.schedule.table import Schedule
 from parallel.tape.recorder import Recorder, Silence
 from trainer.build.experts import Placements, experts_here, trainable
-from trainer.build.groups import open_run_groups
+from trainer.build.groups import ExpertExchange, open_run_groups
 from trainer.build.optimizer import make_optimizer
 from trainer.build.part import make_part
 from trainer.build.weights import open_weights, set_weights
@@ -152,9 +152,12 @@ def build(
         config.model.mtp.depth,
         config.pipeline.layers_per_stage,
     )
-    groups = open_run_groups(mesh, schedule, partition.homes(), process.rank, timeout, device)
+    groups = open_run_groups(
+        mesh, schedule, partition.homes(), process.rank, timeout, device,
+        ExpertExchange.of(config),
+    )  # fmt: skip
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
-    experts = experts_here(placements, place.expert, groups.experts, device)
+    experts = experts_here(placements, place.expert, groups.experts, device, config)
     part = make_part(config, partition, stages, experts, device, choose)
     copies_of = {
         name: copies(partition.home(name), mesh, schedule.placement, place.expert)

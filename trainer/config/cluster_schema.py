@@ -17,7 +17,8 @@ STRETCH = Text(
 
 @dataclass
 class ClusterConfig:
-    """The machines of a run, for the planner. What is null comes from the datasheet of the GPU."""
+    """The machines of a run: for the planner, but for communication_sms, which a run reads, too.
+    What is null comes from the datasheet of the GPU."""
 
     gpu: GPU = "h800"
     """Kind of GPU; `launch/plan.py --help` lists its datasheets."""
@@ -36,7 +37,8 @@ class ClusterConfig:
     network_gb_s: Annotated[float | None, Range(above=0, most=1e9)] = None
     """Bandwidth of the network between nodes per GPU, one way."""
     communication_sms: Annotated[int, Range(0, 1000)] = 20
-    """Multiprocessors lent to all-to-alls (20 in DeepSeek-V3, section 3.2.2)."""
+    """Multiprocessors lent to all-to-alls (20 in DeepSeek-V3, section 3.2.2); NCCL's limit in a
+    run, where 0 leaves it to NCCL."""
     price: Annotated[float, Range(0, 1e6)] = 2.0
     """Dollars per GPU-hour."""
     watts: Annotated[float | None, Range(0, 1e6)] = None

@@ -158,7 +158,7 @@ class Observer(TorchDispatchMode):
         if tensor.device.type == self.device.type:
             self._waits.count("item", self.where)
         numbers = known(tensor)
-        if numbers is not None and not numbers.isnan().any():
+        if numbers is not None:
             return numbers.item()
         return torch.ones((), dtype=tensor.dtype).item()
 

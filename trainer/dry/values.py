@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -57,9 +56,6 @@ def compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 def numbers_of(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
     """Of what an operation has given, as far as they follow from its operands: one tensor or a
     list. Numbers that are not whole have their origin in whole ones, or are not known."""
-    if func is torch.ops.aten.cat.default:
-        whole = compute(func, args, kwargs)
-        return _joined(args[0], *args[1:] or (0,)) if whole is None else whole
     first = out[0] if isinstance(out, (list, tuple)) and out else out
     if not isinstance(first, Tensor) or first.numel() > MOST:
         return None
@@ -68,18 +64,6 @@ def numbers_of(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
     if not operands and first.is_floating_point():
         return None
     return compute(func, args, kwargs)
-
-
-def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
-    """Of tensors that are joined, of which some have numbers: the others have NaN."""
-    numbers = [known(tensor) for tensor in tensors]
-    if all(each is None for each in numbers) or not tensors[0].is_floating_point():
-        return None
-    filled = [
-        torch.full(tensor.shape, torch.nan, dtype=tensor.dtype) if each is None else each
-        for tensor, each in zip(tensors, numbers)
-    ]
-    return torch.cat(filled, dim)
 
 
 def tensors_in(values: Any, each: Callable[[Tensor], None]) -> None:

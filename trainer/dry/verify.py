@@ -140,10 +140,19 @@ class _Groups:
         pipelines = tuple(dict.fromkeys(mesh.coordinate(each).pipeline for each in ranks))
         if is_channel:
             return tuple(mesh.pipeline_group(rank)[pipeline] for pipeline in pipelines)
-        if ranks == mesh.expert_group(like):
-            return mesh.expert_group(rank)
+        if set(ranks) <= set(mesh.expert_group(like)):
+            return self._of_experts(rank, ranks)
         if ranks == self._holders(pipelines, None):
             return ranks
         if ranks == self._holders(pipelines, mesh.coordinate(like).expert):
             return self._holders(pipelines, mesh.coordinate(rank).expert)
         raise DryRunError(f"rank {like} calls on a group of no known kind: ranks {ranks}")
+
+    def _of_experts(self, rank: int, ranks: RankSet) -> RankSet:
+        """All ranks that share experts, those of a node, or one of each node."""
+        step, first = ranks[1] - ranks[0], self.mesh.expert_group(rank)[0]
+        if step == 1:
+            first = rank - rank % len(ranks)
+        else:
+            first += rank % step
+        return tuple(range(first, first + step * len(ranks), step))

@@ -76,8 +76,8 @@ class MoE(nn.Module):
         weights_TK, experts_TK, balance = self.choose_experts(n_TD)
         tape.add_loss(BALANCE, balance)
         tape.add_tally(self.name, router.expert_load(experts_TK, self.config.experts))
-        # The counts travel while the shared experts compute: nothing waits for them but dispatch.
-        route = self.dispatcher.route(tape, experts_TK)
+        # Counts travel while the other pass of a pair, and the shared experts, compute.
+        route = yield from self.dispatcher.route(tape, experts_TK)
         if self.shared_experts is not None:
             x_TD = yield from self.shared_experts(tape, x_TD, n_TD)
         received, x_TD = yield from route.dispatch(tape, n_TD, weights_TK, x_TD)

@@ -24,7 +24,7 @@ def whole_model(
 ) -> ModelPart:
     """All parameters of a model, unset, as one process holds them."""
     options = LayerOptions(model, RecomputeConfig(), ops, sequence_length)
-    here = ExpertsHere(tuple(range(model.moe.experts)), LocalDispatcher())
+    here = ExpertsHere(tuple(range(model.moe.experts)), LocalDispatcher(model.moe.experts))
     partition = partition_layers(model.layers, 1, model.mtp.depth)
     return ModelPart(options, partition, [0], dict.fromkeys(moe_layers(model), here), attention)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
@@ -98,11 +98,11 @@ def _stage(config: Config, kind: StageKind) -> tuple[ModelStage, Pretraining]:
 
 def _experts_here(config: Config, device: torch.device) -> ExpertsHere:
     placement = ExpertPlacement.contiguous(config.model.moe.experts, mesh_of(config).expert)
-    dispatcher: Dispatcher = LocalDispatcher()
+    dispatcher: Dispatcher = LocalDispatcher(placement.experts)
     if placement.ranks > 1:
         group = dist.group.WORLD
         assert group is not None  # the caller has made it
-        dispatcher = AllToAllDispatcher(group, placement, device)
+        dispatcher = AllToAllDispatcher(ExpertGroups(group, group), placement, device)
     return ExpertsHere(placement.held[0], dispatcher)
 
 

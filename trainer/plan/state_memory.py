@@ -83,7 +83,7 @@ def _part(
 ) -> ModelPart:
     stages = {stage for _, stage in schedule.stages_of(pipeline_rank)}
     held = ExpertPlacement.contiguous(config.model.moe.experts, mesh_of(config).expert).held[0]
-    experts = dict.fromkeys(moe_layers(config.model), ExpertsHere(held, LocalDispatcher()))
+    experts = dict.fromkeys(moe_layers(config.model), ExpertsHere(held, LocalDispatcher(len(held))))
     return make_part(config, partition, stages, experts, device_of(config))
 
 

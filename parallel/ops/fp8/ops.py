@@ -12,6 +12,7 @@ from parallel.ops.fp8.grouped import fp8_grouped_linear
 from parallel.ops.fp8.linear import fp8_linear
 from parallel.ops.fp8.swiglu import keeping_fp8
 from parallel.ops.fp8.weights import QuantisedWeights
+from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 
 
@@ -30,8 +31,8 @@ class Fp8Ops(Ops):
     def attention_output(self, x: Tensor, weight: Tensor) -> Tensor:
         return fp8_linear(x, weight, self.deferred, self.weights, keep_e5m6=True)
 
-    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-        return fp8_grouped_linear(x_PI, weight_EOI, ends_E, self.deferred, self.weights)
+    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
+        return fp8_grouped_linear(x_PI, weight_EOI, groups, self.deferred, self.weights)
 
     def weighted_swiglu(self, gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
         return keeping_fp8(self.kernels.weighted_swiglu, gate_up_P2I, weight_P)

@@ -54,6 +54,8 @@ def stage_times(
 class _Here:
     """An exchange with nobody."""
 
+    copies = False
+
     def start(self, *tensors: Tensor) -> _Arrived:
         return _Arrived(tensors)
 
@@ -65,7 +67,10 @@ class _Here:
 class _Arrived:
     tensors: tuple[Tensor, ...]
 
-    def wait(self) -> tuple[Tensor, ...]:
+    def wait(self) -> None:
+        return None
+
+    def results(self) -> tuple[Tensor, ...]:
         return self.tensors
 
 

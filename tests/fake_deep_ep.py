@@ -1,0 +1,114 @@
+"""deep_ep.Buffer (V1) as its documentation describes it, over gloo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class FakeEvent:
+    """Of an asynchronous call: results are there once the stream has waited. Others have none."""
+
+    def __init__(self, finish: Any = None) -> None:
+        self.finish = finish
+
+    def current_stream_wait(self) -> None:
+        assert self.finish is not None, "the call was not asynchronous"
+        self.finish()
+
+
+@dataclass(frozen=True)
+class Handle:
+    """in_rank: [T, R]. received: rows from each rank."""
+
+    in_rank: Tensor
+    received: list[int]
+
+
+class FakeBuffer:
+    """values, weights: the types that the kernels take; wider ones stand for them in tests.
+    sent: rows to each rank, of every dispatch."""
+
+    def __init__(
+        self, values: torch.dtype = torch.bfloat16, weights: torch.dtype = torch.float32
+    ) -> None:
+        self.values, self.weights = values, weights
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.sent: list[list[int]] = []
+
+    def get_dispatch_layout(self, topk_idx: Tensor, num_experts: int) -> Any:
+        assert topk_idx.dtype is torch.int64 and topk_idx.is_contiguous()
+        each = num_experts // self.ranks
+        in_rank = torch.zeros(len(topk_idx), self.ranks, dtype=torch.bool)
+        in_rank.scatter_(1, topk_idx // each, True)
+        per_expert = topk_idx.flatten().bincount(minlength=num_experts).int()
+        return in_rank.sum(0).int(), None, per_expert, in_rank, FakeEvent()
+
+    def dispatch(
+        self, x: Tensor, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
+        num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
+        num_tokens_per_expert: Tensor | None = None, topk_idx: Tensor | None = None,
+        topk_weights: Tensor | None = None, *, async_finish: bool = False,
+    ) -> Any:  # fmt: skip
+        assert x.dtype is self.values and x.ndim == 2 and x.is_contiguous()
+        cached = handle is not None
+        if cached:
+            assert topk_idx is None and topk_weights is None and num_tokens_per_rank is None
+            in_rank = handle.in_rank
+        else:
+            assert topk_weights.dtype is self.weights and topk_weights.is_contiguous()
+            in_rank = is_token_in_rank
+            assert torch.equal(num_tokens_per_rank, in_rank.sum(0).int())
+        self.sent.append(in_rank.sum(0).tolist())
+        mine = self._exchanged([
+            [t[to] for t in (x, topk_idx, topk_weights) if t is not None] for to in in_rank.T
+        ])  # fmt: skip
+        rows = [part[0] for part in mine]
+        recv_x, finish = _late(torch.cat(rows))
+        if cached:
+            return recv_x, None, None, None, None, FakeEvent(finish)
+        each = len(num_tokens_per_expert) // self.ranks
+        local = torch.cat([part[1] for part in mine]) - self.rank * each
+        elsewhere = (local < 0) | (local >= each)
+        weights = torch.cat([part[2] for part in mine]).masked_fill(elsewhere, 0)
+        sizes = local[~elsewhere].bincount(minlength=each).tolist()
+        handle = Handle(in_rank, [len(part) for part in rows])
+        return (
+            recv_x, local.masked_fill(elsewhere, -1), weights, sizes, handle, FakeEvent(finish)
+        )  # fmt: skip
+
+    def combine(
+        self, x: Tensor, handle: Handle, topk_weights: Tensor | None = None, *,
+        async_finish: bool = False,
+    ) -> Any:  # fmt: skip
+        assert x.dtype is self.values and x.is_contiguous() and len(x) == sum(handle.received)
+        parts = [x.split(handle.received)]
+        if topk_weights is not None:
+            assert topk_weights.dtype is self.weights and len(topk_weights) == len(x)
+            parts.append(topk_weights.split(handle.received))
+        arrived = self._exchanged([list(part) for part in zip(*parts)])
+        sums = []
+        for kind, like in enumerate((x, topk_weights)[: len(parts)]):
+            total = torch.zeros(len(handle.in_rank), like.shape[1], dtype=like.dtype)
+            total = total.double()  # the kernels sum in float32, and round once
+            for source, part in enumerate(arrived):
+                total[handle.in_rank[:, source]] += part[kind].double()
+            sums.append(total.to(like.dtype))
+        combined, finish = _late(sums[0])
+        return combined, sums[1] if len(sums) > 1 else None, FakeEvent(finish)
+
+    def _exchanged(self, to_each: list[list[Tensor]]) -> list[list[Tensor]]:
+        """From each rank what it has for this one."""
+        everything: list[Any] = [None] * self.ranks
+        dist.all_gather_object(everything, to_each)
+        return [theirs[self.rank] for theirs in everything]
+
+
+def _late(result: Tensor) -> tuple[Tensor, Any]:
+    """A tensor that has its numbers once the function has been called."""
+    late = torch.full_like(result, float("nan"))
+    return late, lambda: late.copy_(result)

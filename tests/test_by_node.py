@@ -1,0 +1,108 @@
+"""Dispatch by node: what crosses between nodes is what the plan says."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.expert.by_node import NodeDispatcher, NodeGroups
+from parallel.expert.placement import ExpertPlacement
+from parallel.ranks.process import Process
+from parallel.tape.passes import Pass, run
+from parallel.tape.tape import Tape
+from tests.distributed import run_world
+from trainer.config.derived import mesh_of
+from trainer.config.schema import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    PipelineConfig,
+    PlanConfig,
+)
+from trainer.plan.datasheets import machine_of
+from trainer.plan.traffic import exchange_bytes
+
+RANKS, PER_NODE = 4, 2
+MOE = MoEConfig(experts=8, groups=4, top_groups=3, top_k=4)
+EACH = MOE.experts // MOE.groups
+
+
+def every_choice() -> Tensor:
+    """A token for each way to choose groups and experts in them: so what the plan counts as the
+    mean over choices is the mean over these tokens."""
+    return torch.tensor([
+        chosen
+        for groups in itertools.combinations(range(MOE.groups), MOE.top_groups)
+        for chosen in itertools.combinations(
+            [EACH * group + i for group in groups for i in range(EACH)], MOE.top_k
+        )
+    ])  # fmt: skip
+
+
+CHOICES = every_choice()
+CONFIG = Config(
+    mesh=MeshConfig(expert=RANKS),
+    pipeline=PipelineConfig("1f1b", micro_batches=1),
+    model=ModelConfig(dim=16, moe=MOE),
+    data=DataConfig(sequence_length=len(CHOICES), global_batch=RANKS),
+    cluster=ClusterConfig(gpus_per_node=PER_NODE),
+    plan=PlanConfig(dispatch="deepep"),
+)
+
+
+def node_groups(rank: int, ranks: int, per_node: int) -> NodeGroups:
+    """Of nodes that are only called so."""
+    nodes = [list(range(first, first + per_node)) for first in range(0, ranks, per_node)]
+    sets = [*nodes, *map(list, zip(*nodes))]
+    within, across = (g for g, ranks in zip(map(dist.new_group, sets), sets) if rank in ranks)
+    return NodeGroups(dist.group.WORLD, across, within)
+
+
+def bytes_sent(process: Process) -> dict[str, tuple[int, int]]:
+    """Of dispatch and combine: bytes to other nodes, and to the other rank of this node."""
+    groups = node_groups(process.rank, RANKS, PER_NODE)
+    exchange, sent = dist.all_to_all_single, []
+
+    def spy(into: Tensor, tensor: Tensor, *rest: Any, group: Any = None, **more: Any) -> Any:
+        if rest:  # of rows
+            receive, send, group = rest
+            row = tensor[0].numel() * tensor.element_size()
+            away = sum(rows for peer, rows in enumerate(send) if peer != group.rank())
+            sent.append((group is groups.across, row * away))
+            rest = receive, send
+        return exchange(into, tensor, *rest, group=group, **more)
+
+    dist.all_to_all_single = spy
+    placement = ExpertPlacement.contiguous(MOE.experts, RANKS)
+    dispatcher = NodeDispatcher(groups, placement, torch.device("cpu"))
+    x_TD = torch.randn(len(CHOICES), CONFIG.model.dim).bfloat16()
+    tape = Tape(training=False)
+
+    def forward() -> Pass[Tensor]:
+        route = yield from dispatcher.route(tape, CHOICES)
+        weights_TK = torch.ones(CHOICES.shape)
+        received, _ = yield from route.dispatch(tape, x_TD, weights_TK, x_TD)
+        return (yield from route.combine(tape, received.x_ND, x_TD))
+
+    tape.begin(x_TD)
+    tape.end(run(forward()))
+    (_, there), (_, on), (_, back_on), (_, back) = sent
+    assert [crosses for crosses, _ in sent] == [True, False, False, True]
+    return {"dispatch": (there, on), "combine": (back, back_on)}
+
+
+def test_bytes_between_nodes_are_those_of_the_plan() -> None:
+    by_rank = run_world(RANKS, bytes_sent)
+    plan = exchange_bytes(CONFIG, mesh_of(CONFIG), machine_of(CONFIG.cluster))
+    for name in ("dispatch", "combine"):
+        network, nvlink = (sum(each[name][i] for each in by_rank) / RANKS for i in range(2))
+        assert network == pytest.approx(plan[name].network, rel=1e-12)
+        assert nvlink == pytest.approx(plan[name].nvlink, rel=1e-12)
