@@ -46,6 +46,12 @@ class Shuffle:
         return Shuffle(tuple(sorted(range(len(self.order)), key=self.order.__getitem__)))
 
 
+class Reads(Shuffle):
+    """One that reads what it was given until the wait."""
+
+    copies = False
+
+
 SHUFFLE = Shuffle((2, 0, 3, 1, 5, 4))
 
 
@@ -185,6 +191,25 @@ def test_recompute_frees_the_storage_until_the_backward_and_changes_nothing() ->
     tape.drain_weight_gradients()
     for ours, theirs in zip([x_grad, *(w.grad for w in toy.weights.values())], kept):
         torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_what_a_collective_has_copied_is_freed_and_computed_again(copies: bool) -> None:
+    """An exchange frees what was recomputed before it, but for what the collective still reads."""
+    sent: list[Tensor] = []
+    exchange = Shuffle(SHUFFLE.order) if copies else Reads(SHUFFLE.order)
+
+    def forward(tape: Tape, x: Tensor) -> Pass[Tensor]:
+        y = tape.compute(square, x, recompute=True)
+        sent.append(y)
+        (y,) = yield from tape.exchange("out", exchange, y)
+        return y
+
+    tape, x = Tape(), _batch(1)[0]
+    tape.end(run(forward(tape, tape.begin(x))))
+    assert (sent[0].untyped_storage().nbytes() == 0) == copies
+    gradient = run(tape.backward(WeightTiming.AT_ONCE, torch.ones_like(x)))
+    torch.testing.assert_close(gradient, 2 * x)
 
 
 def test_values_that_no_backward_reads_die() -> None:
