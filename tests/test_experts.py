@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.expert.by_node import NodeDispatcher
-from parallel.expert.deepep import DeepEPDispatcher
+from parallel.expert.deepep import DeepEPDispatcher, DeepEPError, open_buffer
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
 from parallel.expert.placement import ExpertPlacement, PlacementError
@@ -211,6 +211,13 @@ def test_dispatch_sends_a_token_once_and_gives_what_one_rank_gives(world: int, w
             np.testing.assert_allclose(
                 summed, whole, rtol=1e-10, atol=1e-10, err_msg=f"{where}: {value}"
             )
+
+
+def test_without_deepep_one_line_says_what_to_set() -> None:
+    with pytest.raises(DeepEPError, match=r"cannot be imported.*mesh\.dispatch to hierarchical"):
+        open_buffer(None, 16, 20, torch.device("cuda"))  # type: ignore[arg-type]
+    with pytest.raises(DeepEPError, match="needs GPUs"):
+        open_buffer(None, 16, 20, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from trainer.checkpoint.hf.config_json import not_representable
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.keys import did_you_mean, keys, values
 from trainer.config.schema import Config, ModelConfig, RunConfig
+from trainer.config.validate_dispatch import dispatch_problems
 from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
 from trainer.errors import ConfigError
@@ -76,45 +77,7 @@ def _mesh_problems(config: Config, world_size: int) -> Iterator[str]:
             f"model.moe.experts = {experts} cannot be divided among mesh.expert = {mesh.expert} "
             f"ranks: set model.moe.experts to a multiple of {mesh.expert}"
         )
-    if config.mesh.dispatch == "hierarchical":
-        yield from _node_problems(config)
-    if config.mesh.dispatch == "deepep":
-        yield from _deepep_problems(config)
-
-
-def _deepep_problems(config: Config) -> Iterator[str]:
-    """What keeps DeepEP from carrying tokens."""
-    or_not = "or mesh.dispatch to hierarchical, which sends as much between nodes"
-    if config.run.device == "cpu":
-        yield f"mesh.dispatch = deepep needs GPUs: set run.device to cuda, {or_not}"
-    if config.precision.parameters != "bfloat16":
-        yield (
-            "mesh.dispatch = deepep carries bfloat16 only, but precision.parameters is "
-            f"{config.precision.parameters}: set that to bfloat16, {or_not}"
-        )
-    if config.cluster.communication_sms % 2:
-        yield (
-            "mesh.dispatch = deepep needs an even cluster.communication_sms, got "
-            f"{config.cluster.communication_sms}"
-        )
-    if find_spec("deep_ep") is None:
-        yield (
-            "mesh.dispatch = deepep: DeepEP is not installed: install it from "
-            f"github.com/deepseek-ai/DeepEP, {or_not}"
-        )
-
-
-def _node_problems(config: Config) -> Iterator[str]:
-    """What keeps a token from going by nodes."""
-    here, ranks = config.cluster.gpus_per_node, config.mesh.expert
-    wanted = "mesh.dispatch = hierarchical needs cluster.gpus_per_node"
-    if here is None:
-        yield f"{wanted}, the ranks of a node: set it, or mesh.dispatch to all_to_all"
-    elif ranks % here or not 1 < here < ranks:
-        yield (
-            f"{wanted} between 1 and mesh.expert = {ranks}, and to divide it, got {here}: set "
-            "mesh.dispatch to all_to_all where the ranks are on one node or each on its own"
-        )
+    yield from dispatch_problems(config)
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
