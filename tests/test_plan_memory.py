@@ -14,6 +14,10 @@ from trainer.plan.one_stage import StageKind
 from trainer.plan.pass_memory import stage_memory
 from trainer.plan.remedies import remedies
 
+BY_NODE = (
+    "--mesh.expert", "4", "--mesh.dispatch", "hierarchical", "--cluster.gpus_per_node", "2",
+)  # fmt: skip
+
 
 def config(*options: str) -> Config:
     """cpu_4proc.yaml, which has a layer of every kind and MTP, in bfloat16 and with options."""
@@ -47,6 +51,7 @@ def test_further_layers_add_what_the_middle_one_of_three_adds(recompute: str) ->
             ("--pipeline.schedule", "dualpipe", "--precision.linear", "fp8"),
             marks=pytest.mark.slow,
         ),
+        pytest.param((*BY_NODE, "--data.global_batch", "64"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

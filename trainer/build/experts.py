@@ -43,17 +43,17 @@ def experts_here(
 ) -> dict[int, ExpertsHere]:
     """By layer, the experts of this rank and the way to the others. groups: of the ranks that share
     the experts; None where this rank has all of them. Raises DeepEPError."""
-    dispatcher_of, here = _dispatchers(groups, device, config), {}
+    dispatcher_of, here = dispatchers(groups, device, config), {}
     for layer, placement in placements.items():
         held = placement.held[expert_rank]
         here[layer] = ExpertsHere(held, dispatcher_of(placement))
     return here
 
 
-def _dispatchers(
+def dispatchers(
     groups: GroupsOfExperts, device: torch.device, config: Config
 ) -> Callable[[ExpertPlacement], Dispatcher]:
-    """What makes the dispatcher of a layer from its placement."""
+    """What makes the dispatcher of a layer from its placement. Raises DeepEPError."""
     if groups is None:
         return lambda placement: LocalDispatcher(placement.experts)
     if isinstance(groups, ExpertGroups):

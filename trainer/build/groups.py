@@ -66,13 +66,13 @@ def group_specs(
     the order in which they are opened, the same on every rank."""
     copies = sorted(all_copies(homes, mesh, schedule.placement))
     experts = sorted({mesh.expert_group(rank) for rank in range(mesh.world)})
-    specs = [spec for one in experts for spec in _expert_specs(one, exchange)]
+    specs = [spec for one in experts for spec in expert_specs(one, exchange)]
     specs += [GroupSpec(one, _SUMS, "all-reduce") for one in copies]
     pipelines = [mesh.pipeline_group(rank) for rank in range(mesh.data)]
     return specs, channel_specs(pipelines, channels(lower(schedule)))
 
 
-def _expert_specs(experts: RankSet, exchange: ExpertExchange) -> Iterator[GroupSpec]:
+def expert_specs(experts: RankSet, exchange: ExpertExchange) -> Iterator[GroupSpec]:
     """Of the ranks that share experts."""
     sets: dict[str, list[RankSet]] = {_ROWS: [experts], _COUNTS: [experts]}
     if exchange.dispatch == "hierarchical":
@@ -100,28 +100,20 @@ def open_run_groups(
     world. Raises OpeningError."""
     specs, channel_of = group_specs(mesh, schedule, homes, exchange)
     opened = open_groups([*specs, *channel_of], rank, timeout, device)
-    by_use: dict[str, dict[RankSet, dist.ProcessGroup]] = {}
-    for spec in specs:
-        if spec in opened:
-            by_use.setdefault(spec.purpose, {})[spec.ranks] = opened[spec]
     return RunGroups(
-        experts=_of_experts(exchange.dispatch, by_use),
-        copies=by_use.get(_SUMS, {}),
+        experts=groups_of_experts(exchange, opened),
+        copies={spec.ranks: group for spec, group in opened.items() if spec.purpose == _SUMS},
         channels={channel_of[spec]: opened[spec] for spec in channel_of if spec in opened},
     )
 
 
-def _of_experts(
-    dispatch: str, by_use: Mapping[str, Mapping[RankSet, dist.ProcessGroup]]
+def groups_of_experts(
+    exchange: ExpertExchange, opened: Mapping[GroupSpec, dist.ProcessGroup]
 ) -> GroupsOfExperts:
-    """From the groups of this rank by purpose, of which there is one for each purpose here."""
-
-    def only(purpose: str) -> dist.ProcessGroup:
-        (group,) = by_use[purpose].values()
-        return group
-
-    if not {_ROWS, _WITHIN} & set(by_use):
+    """From the groups of this rank, which is in one for each purpose of an exchange at most."""
+    of = {spec.purpose: group for spec, group in opened.items()}
+    if not {_ROWS, _WITHIN} & set(of):
         return None
-    if dispatch == "hierarchical":
-        return NodeGroups(only(_COUNTS), only(_ACROSS), only(_WITHIN))
-    return only(_ROWS) if dispatch == "deepep" else ExpertGroups(only(_ROWS), only(_COUNTS))
+    if exchange.dispatch == "hierarchical":
+        return NodeGroups(of[_COUNTS], of[_ACROSS], of[_WITHIN])
+    return of[_ROWS] if exchange.dispatch == "deepep" else ExpertGroups(of[_ROWS], of[_COUNTS])

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
 from parallel.ops.precision import PRECISIONS
 from parallel.pipeline.executor import Executor
+from parallel.ranks.groups import open_groups
 from parallel.reduce.gradients import make_gradients
 from parallel.schedule.lower import Message, Step, inputs, outputs
 from parallel.schedule.table import Action, Kind, Schedule
 from parallel.tape.recorder import Recorder
+from trainer.build.experts import dispatchers
+from trainer.build.groups import ExpertExchange, expert_specs, groups_of_experts
 from trainer.build.optimizer import put_parameters
 from trainer.build.part import make_part
 from trainer.config.derived import mesh_of
@@ -97,13 +99,15 @@ def _stage(config: Config, kind: StageKind) -> tuple[ModelStage, Pretraining]:
 
 
 def _experts_here(config: Config, device: torch.device) -> ExpertsHere:
+    """Those of rank 0; what DeepEP holds is taken for what an all-to-all does."""
     placement = ExpertPlacement.contiguous(config.model.moe.experts, mesh_of(config).expert)
-    dispatcher: Dispatcher = LocalDispatcher(placement.experts)
-    if placement.ranks > 1:
-        group = dist.group.WORLD
-        assert group is not None  # the caller has made it
-        dispatcher = AllToAllDispatcher(ExpertGroups(group, group), placement, device)
-    return ExpertsHere(placement.held[0], dispatcher)
+    exchange = ExpertExchange.of(config)
+    if exchange.dispatch == "deepep":
+        exchange = replace(exchange, dispatch="all_to_all")
+    specs = expert_specs(tuple(range(placement.ranks)), exchange)
+    opened = open_groups(specs, 0, timedelta(seconds=config.run.timeout), device)
+    dispatcher_of = dispatchers(groups_of_experts(exchange, opened), device, config)
+    return ExpertsHere(placement.held[0], dispatcher_of(placement))
 
 
 def _micro_batch(config: Config) -> MicroBatch:
