@@ -55,9 +55,9 @@ class PlanConfig:
 
     linear: Literal["bfloat16", "fp8"] = "bfloat16"
     """Type of the products that the plan counts: a run's are bfloat16 until it trains in fp8."""
-    dispatch: Literal["all_to_all", "deepep"] = "all_to_all"
-    """Way of tokens to their experts: all_to_all sends one copy to each rank, as a run does;
-    deepep one to each node, and on by NVLink, in fp8 where linear is."""
+    dispatch: Literal["all_to_all", "hierarchical", "deepep"] | None = None
+    """Way of tokens to their experts where it is not that of the run, mesh.dispatch; with deepep
+    they travel in fp8 where linear is."""
     costs: Annotated[str, LINE] = "roofline"
     """Source of the times of layers: roofline (rates of the GPU, with stated efficiencies),
     deepseek-h800 (DeepSeek's published trace), or a file of `launch/throughput.py --save-costs`."""

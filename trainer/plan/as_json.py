@@ -12,6 +12,7 @@ from trainer.plan.memory import RankMemory
 from trainer.plan.parameters import stage_parameters
 from trainer.plan.plan import Plan
 from trainer.plan.remedies import Remedy
+from trainer.plan.traffic import dispatch_of
 
 
 def memory_parts(rank: RankMemory) -> dict[str, float]:
@@ -29,7 +30,7 @@ def as_json(plan: Plan, found: Sequence[Remedy] | None = None) -> dict[str, Any]
         "schedule": plan.schedule.name,
         "costs": config.plan.costs,
         "linear": config.plan.linear,
-        "dispatch": config.plan.dispatch,
+        "dispatch": dispatch_of(config),
         "parameters": asdict(plan.parameters),
         "parameters_by_rank": [rank.total for rank in plan.ranks],
         "parameters_by_stage": stage_parameters(config, plan.schedule),

@@ -15,7 +15,12 @@ from trainer.errors import ConfigError
 from trainer.plan.datasheets import Machine
 from trainer.plan.roofline import Roofline
 from trainer.plan.trace import Times, Trace, read_trace
-from trainer.plan.traffic import Exchanges, exchange_seconds, tokens_of_micro_batch
+from trainer.plan.traffic import (
+    Exchanges,
+    dispatch_of,
+    exchange_seconds,
+    tokens_of_micro_batch,
+)
 
 NO_EXCHANGES = Exchanges(0.0, 0.0, 0.0, 0.0)
 
@@ -80,7 +85,7 @@ def _require_what_was_traced(config: Config, trace: Trace) -> None:
     for key, value, measured in (
         ("cluster.gpu", config.cluster.gpu, there.cluster.gpu),
         ("plan.linear", config.plan.linear, there.plan.linear),
-        ("plan.dispatch", config.plan.dispatch, there.plan.dispatch),
+        ("plan.dispatch", dispatch_of(config), dispatch_of(there)),
         ("model.dim", model.dim, there.model.dim),
         ("model.attention.heads", model.attention.heads, there.model.attention.heads),
         ("model.moe.experts", moe.experts, traced.experts),

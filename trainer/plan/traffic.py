@@ -63,14 +63,19 @@ class Copies:
     nvlink: float
 
 
+def dispatch_of(config: Config) -> str:
+    """What the plan counts: plan.dispatch, or else what the run does."""
+    return config.plan.dispatch or config.mesh.dispatch
+
+
 def copies_sent(config: Config, mesh: Mesh, machine: Machine) -> Copies:
-    """all_to_all: one for each rank with a chosen expert. deepep: one for each other node, and from
-    the GPU where it arrives one for each rank there (DeepSeek-V3, section 3.2.2)."""
+    """all_to_all: one for each rank with a chosen expert. hierarchical, deepep: one for each other
+    node, and from the GPU where it arrives one for each rank there (DeepSeek-V3, section 3.2.2)."""
     moe, ranks = config.model.moe, mesh.expert
     here = min(ranks, machine.gpus_per_node)
     nodes = ranks // here
     to_ranks = bins_reached(moe, ranks)
-    if config.plan.dispatch == "deepep":
+    if dispatch_of(config) != "all_to_all":
         return Copies(bins_reached(moe, nodes) * (1 - 1 / nodes), to_ranks * (1 - 1 / here))
     return Copies(to_ranks * (1 - 1 / nodes), to_ranks * (here - 1) / ranks)
 
@@ -79,7 +84,7 @@ def exchange_bytes(config: Config, mesh: Mesh, machine: Machine) -> dict[str, By
     """Of the four all-to-alls by name, for one layer and micro-batch."""
     copies, tokens = copies_sent(config, mesh, machine), tokens_of_micro_batch(config, mesh)
     dim, top_k = config.model.dim, config.model.moe.top_k
-    narrow = FP8_BYTES if config.plan.linear == "fp8" and config.plan.dispatch == "deepep" else 2
+    narrow = FP8_BYTES if config.plan.linear == "fp8" and dispatch_of(config) == "deepep" else 2
     rows = {
         "dispatch": narrow * dim + ROUTING_BYTES * top_k,
         "combine": 2 * dim,
