@@ -16,15 +16,23 @@ NAME = "gpu"
 
 
 def pretended_gpu() -> torch.device:
-    """The device `gpu`. Registers it with torch, for the rest of the process, at the first call."""
+    """The device `gpu`. Registers it with torch, for the rest of the process, at the first call,
+    which has to come before the first backward of the process: then autograd counts devices."""
     _register()
     return torch.device(NAME, 0)
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """What torch asks of a device. autocast asks every device that there is, checkpoints do too."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
 
 
 @functools.cache
 def _register() -> torch.library.Library:
     """What this returns must live as long as the process."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     kernels = torch.library.Library("aten", "IMPL")
     kernels.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
     return kernels
