@@ -27,8 +27,15 @@ def config(*options: str) -> Config:
 
 
 @pytest.mark.parametrize("recompute", [pytest.param("norm", marks=pytest.mark.slow), "layer"])
-def test_further_layers_add_what_the_middle_one_of_three_adds(recompute: str) -> None:
-    many = StageKind(dense=1, experts=4, first=True, last=True)
+@pytest.mark.parametrize(
+    "many",
+    [
+        StageKind(dense=0, experts=6, first=False, last=False),
+        pytest.param(StageKind(1, 6, first=True, last=True), marks=pytest.mark.slow),
+    ],
+    ids=["middle", "all"],
+)
+def test_further_layers_add_what_the_third_of_four_adds(many: StageKind, recompute: str) -> None:
     here = config(f"--recompute.{recompute}", "true")
     lengthened = stage_memory(here, many)
     whole = stage_memory(here, many, run=many.experts)

@@ -4,7 +4,7 @@ The stage's own modules run forward and backward in the real executor, at the co
 the storages that live are counted: of torch's fake tensors, where nothing is computed, for a GPU;
 of real ones on a CPU. Tokens choose experts as evenly as can be.
 
-Of a stage's layers with experts three run: what the middle one adds, each further one adds (a test
+Of a stage's layers with experts four run: what the third adds, each further one adds (a test
 holds this).
 """
 
@@ -26,7 +26,7 @@ from trainer.plan.one_stage import PASSES, StageKind, run_passes
 from trainer.plan.traffic import tokens_of_micro_batch
 
 _NO_TURN = ("counts", "activation", "gradient")  # waits at which a pass does not yield
-_RUN = 3  # layers with experts, of those of a stage
+_RUN = 4  # layers with experts, of those of a stage
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StageMemory:
 
 
 def stage_memory(config: Config, kind: StageKind, run: int = _RUN) -> StageMemory:
-    """Run the passes of a stage, with at most `run` of its layers with experts, 3 or more. On a
+    """Run the passes of a stage, with at most `run` of its layers with experts, 4 or more. On a
     rank that has all experts there are no all-to-alls between layers, and all of them run; with
     fp8, too, whose weights are kept."""
     short = kind
@@ -76,7 +76,7 @@ def stage_memory(config: Config, kind: StageKind, run: int = _RUN) -> StageMemor
 
 
 def lengthened(short: StageMemory, layers: int) -> StageMemory:
-    """With so many more layers with experts than the three of `short`."""
+    """With so many more layers with experts than the four of `short`."""
     if not layers:
         return short
     through: tuple[Kind, ...] = ("F", "B", "I")
