@@ -82,6 +82,7 @@ class Options:
     warmup: int
     compare_overlap: bool
     balanced_routing: bool
+    plan_memory: bool
     link_rate: str | None
     save_costs: Path | None
     save_timeline: Path | None
@@ -143,6 +144,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     add_step_options(parser, steps=5, of="mode")
     add("--compare-overlap", action="store_true", help="Alternate steps with overlap on and off.")
     add("--balanced-routing", action="store_true", help="Give every expert as many tokens.")
+    add("--plan-memory", action="store_true", help="Also plan the memory of tensors by rank.")
     add("--link-rate", type=str, default=None, help="Limit the loopback, as in 1gbit; needs root.")
     add("--save-costs", type=Path, default=None, help="Write costs for simulate.py --costs.")
     add("--save-timeline", type=Path, default=None, help="Write a step for simulate.py --measured.")
@@ -188,7 +190,7 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
         trial = options.trial(config)
         routing = choose_balanced if options.balanced_routing else choose
         layout = prepared(config, process, trial, routing)
-        found = profile(layout, trial, *options.cost_steps)
+        found = profile(layout, trial, *options.cost_steps, options.plan_memory)
         if found is not None:
             _report(found, options)
         if options.trace:

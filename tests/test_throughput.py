@@ -342,10 +342,12 @@ def _check(report: dict[str, Any]) -> None:
 
 
 def test_a_run_of_two_processes(tmp_path: Path) -> None:
-    code, out, err = _finish(_start(tmp_path, *SHORT, "--balanced-routing"))
+    code, out, err = _finish(_start(tmp_path, *SHORT, "--balanced-routing", "--plan-memory"))
     assert code == 0, err
     report = json.loads(out)
     _check(report)
+    (planned,) = report["memory"]["planned_gib_by_pipeline_rank"]
+    assert 0 < planned < report["memory"]["peak_gib_by_rank"][0]
     assert report["link_rate"] is None
     assert report["data"]["routing"] == "forced to balance"
     assert {mode["load_max_over_mean"] for mode in report["modes"].values()} == {1.0}

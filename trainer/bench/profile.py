@@ -10,7 +10,7 @@ from parallel.ranks.together import gather
 from trainer.bench.exchange_times import Mode
 from trainer.bench.measured_costs import MeasuredCosts, measure_costs
 from trainer.bench.peak import Peak, peak_of
-from trainer.bench.predicted import Prediction, planned, simulated
+from trainer.bench.predicted import Prediction, planned, planned_memory, simulated
 from trainer.bench.throughput import Measured, Trial, measure
 from trainer.build.layout import Layout
 from trainer.config.schema import Config
@@ -30,7 +30,8 @@ class Memory:
 @dataclass(frozen=True)
 class Profile:
     """What rank 0 knows in the end. modes: in the order of the trial; the first is what is
-    predicted. costs: measured, on a CPU."""
+    predicted. costs: measured, on a CPU. planned_memory: bytes of tensors by pipeline rank, where
+    asked for."""
 
     config: Config
     modes: dict[Mode, Measured]
@@ -38,6 +39,7 @@ class Profile:
     memory: Memory
     predicted: Prediction
     costs: MeasuredCosts | None
+    planned_memory: list[int] | None
 
     @property
     def first(self) -> Measured:
@@ -53,7 +55,9 @@ class Profile:
         return rates(self.config, seconds, self.peak.flops)
 
 
-def profile(layout: Layout, trial: Trial, cost_steps: int, cost_warmup: int) -> Profile | None:
+def profile(
+    layout: Layout, trial: Trial, cost_steps: int, cost_warmup: int, plan_memory: bool
+) -> Profile | None:
     """On rank 0, None on the others. cost_steps, cost_warmup: of each kind, for the costs of stages
     on a CPU. Collective."""
     config, on_cuda = layout.config, layout.device.type == "cuda"
@@ -70,7 +74,8 @@ def profile(layout: Layout, trial: Trial, cost_steps: int, cost_warmup: int) -> 
     if costs is not None:
         plan = simulated(costs, modes[trial.modes[0]].parts.optimizer)
     assert plan is not None
-    return Profile(config, modes, peak, memory, plan, costs)
+    planned_bytes = planned_memory(config, layout.device) if plan_memory else None
+    return Profile(config, modes, peak, memory, plan, costs, planned_bytes)
 
 
 def _memory(device: torch.device) -> Memory:

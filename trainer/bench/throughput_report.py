@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trainer.bench.exchange_times import StepTimes, Times, Where
-from trainer.bench.profile import Memory, Profile
+from trainer.bench.profile import Profile
 from trainer.bench.throughput import Measured, compare
 from trainer.config.derived import mesh_of
 
@@ -33,7 +33,7 @@ def as_json(found: Profile, link_rate: str | None, balanced: bool) -> dict[str, 
         **_rates(found, found.first.median_seconds),
         "parts_seconds": asdict(found.first.parts),
         "peak": {"tflops_per_rank": found.peak.flops / 1e12, "source": found.peak.source},
-        "memory": _memory(found.memory),
+        "memory": _memory(found),
         "predicted": {
             "source": found.predicted.source,
             "step_seconds": found.predicted.seconds,
@@ -62,13 +62,18 @@ def _rates(found: Profile, seconds: float) -> dict[str, Any]:
     }
 
 
-def _memory(memory: Memory) -> dict[str, Any]:
-    reserved = memory.reserved
+def _memory(found: Profile) -> dict[str, Any]:
+    used, reserved, planned = found.memory.used, found.memory.reserved, found.planned_memory
     return {
         "of": "resident" if reserved is None else "allocated by torch",
-        "peak_gib_by_rank": [used / GIB for used in memory.used],
-        "reserved_gib_by_rank": None if reserved is None else [each / GIB for each in reserved],
+        "peak_gib_by_rank": _gib(used),
+        "reserved_gib_by_rank": reserved and _gib(reserved),
+        "planned_gib_by_pipeline_rank": planned and _gib(planned),
     }
+
+
+def _gib(sizes: list[int]) -> list[float]:
+    return [size / GIB for size in sizes]
 
 
 def _mode(found: Profile, result: Measured) -> dict[str, Any]:

@@ -58,6 +58,10 @@ def _lines(found: Profile) -> Iterator[str]:
     line = f"memory: at most {_gib(max(used))} {kind}, on rank {used.index(max(used))}"
     if reserved:
         line += f"; at most {_gib(max(reserved))} reserved"
+    if found.planned_memory:
+        most = max(found.planned_memory)
+        where = f"pipeline rank {found.planned_memory.index(most)}"
+        line += f"; planned: {_gib(most)} of tensors on {where}"
     yield line
     yield from (f"note: {note}" for note in notes(found))
 
