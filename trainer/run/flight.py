@@ -21,6 +21,7 @@ from trainer.io.no_links import create
 from trainer.run.exit import say
 
 _PREFIX, _SUFFIX = "rank-", ".positions"
+_TRIES = 100  # to remove the files of ranks that are only beginning, when all are told to stop
 _MOST_ROWS = 32
 
 
@@ -83,9 +84,12 @@ class _Flight:
 
     def remove(self) -> None:
         """Remove the files, and the folder unless something is kept in it."""
-        with suppress(OSError):
-            self._remove_files()
-            self.folder.rmdir()
+        for _ in range(_TRIES):
+            with suppress(OSError):
+                self._remove_files()
+                self.folder.rmdir()
+            if not any(self._files()):  # else another rank has just begun its own
+                return
 
     def report(self, error: LostRankError) -> str:
         """Print what every rank was last doing, those that are lost first, and write more of it to
