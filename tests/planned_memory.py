@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from parallel.ranks.process import Process
 from tests.distributed import run_world
+from trainer.bench.balanced_routing import choose_balanced
 from trainer.bench.throughput import random_parts
 from trainer.build.layout import build
 from trainer.config.derived import mesh_of, schedule_of
@@ -93,7 +94,7 @@ def _resident_on(process: Process, config: Config) -> int:
 
 def _two_steps(process: Process, config: Config) -> None:
     torch.set_num_threads(1)
-    layout = build(config, process, torch.device("cpu"))
+    layout = build(config, process, torch.device("cpu"), choose=choose_balanced)
     trainer = Trainer(layout)
     for batch in range(2):
         if batch:

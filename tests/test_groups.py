@@ -23,10 +23,10 @@ from parallel.schedule.table import Schedule
 from tests.commands import ROOT
 from tests.distributed import run_world
 from trainer.build.groups import ExpertExchange, group_specs, open_run_groups
+from trainer.build.part import partition_of
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.parse import config_parser, parse
 from trainer.model.partition import Partition
-from trainer.plan.parameters import partition_of
 
 CPU = torch.device("cpu")
 Order = Sequence[GroupSpec | None]

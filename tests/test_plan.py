@@ -22,6 +22,7 @@ from parallel.study.costs import CostModel, write_costs
 from parallel.study.pass_times import Leg, pass_times
 from parallel.tape.passes import Pass, interleave, run
 from tests.commands import ROOT, TINY
+from trainer.build.part import partition_of
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import AttentionConfig, Config, ModelConfig, MoEConfig, MTPConfig
@@ -32,7 +33,6 @@ from trainer.plan.flops import layer_flops, model_flops, training_flops
 from trainer.plan.parameters import (
     RankParameters,
     model_parameters,
-    partition_of,
     rank_parameters,
     stage_parameters,
 )
@@ -230,7 +230,7 @@ def test_a_slower_link_or_a_smaller_gpu_takes_longer() -> None:
         schedule = schedule_of(made)
         return step_time(made, schedule, ranks, machine_of(made.cluster)).seconds
 
-    ranks = [RankParameters(1, {(0,): 1})] * 8
+    ranks = [RankParameters({(0,): 1})] * 8
     base = seconds()
     assert seconds("--cluster.bf16_tflops", "500") > 1.3 * base
     assert seconds("--cluster.nvlink_gb_s", "10") > 1.3 * base

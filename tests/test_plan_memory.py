@@ -81,11 +81,8 @@ REAL = [
 
 @pytest.mark.parametrize("name", REAL)
 def test_within_five_percent_of_a_real_step(name: str) -> None:
-    """The rank that needs most; the others as near but for which tokens come to them."""
     here = case(name)
-    expected, found = planned(here), measured(here)
-    assert max(expected) == pytest.approx(max(found), rel=0.05)
-    assert expected == pytest.approx(found, rel=0.08)
+    assert planned(here) == pytest.approx(measured(here), rel=0.05)
 
 
 @pytest.mark.slow

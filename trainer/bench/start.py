@@ -76,7 +76,7 @@ def measure_faked_start(config: Config, rank: int) -> Start:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from trainer.build.groups import ExpertExchange, open_run_groups
-    from trainer.plan.parameters import partition_of
+    from trainer.build.part import partition_of
 
     mesh, schedule, device = mesh_of(config), schedule_of(config), torch.device("cpu")
     homes = list(partition_of(config, schedule).homes())

@@ -27,13 +27,13 @@ from parallel.tape.recorder import Recorder, Silence
 from trainer.build.experts import Placements, experts_here, trainable
 from trainer.build.groups import ExpertExchange, open_run_groups
 from trainer.build.optimizer import make_optimizer
-from trainer.build.part import make_part
+from trainer.build.part import make_part, partition_of
 from trainer.build.weights import open_weights, set_weights
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.schema import Config
 from trainer.model.moe import BALANCE
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition, partition_layers
+from trainer.model.partition import Partition
 from trainer.model.stage import ModelStage, Objective
 from trainer.objective.objective import TrainingObjective
 from trainer.objective.pretraining import Pretraining
@@ -146,12 +146,7 @@ def build(
     mesh, schedule = mesh_of(config), schedule_of(config)
     place, timeout = mesh.coordinate(process.rank), timedelta(seconds=config.run.timeout)
     placements = trainable(placements, config.model, mesh)
-    partition = partition_layers(
-        config.model.layers,
-        schedule.stages,
-        config.model.mtp.depth,
-        config.pipeline.layers_per_stage,
-    )
+    partition = partition_of(config, schedule)
     groups = open_run_groups(
         mesh, schedule, partition.homes(), process.rank, timeout, device,
         ExpertExchange.of(config),

@@ -1,4 +1,4 @@
-"""The modules of a rank, from the config."""
+"""Which layers a rank has, and their modules, from the config."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from parallel.ops.fp8.ops import Fp8Ops
 from parallel.ops.kernels import Kernels
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
+from parallel.schedule.table import Schedule
 from trainer.config.schema import Config
 from trainer.model.moe import ExpertsHere
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition
+from trainer.model.partition import Partition, partition_layers
+
+
+def partition_of(config: Config, schedule: Schedule) -> Partition:
+    """The layers of each stage of a config's table."""
+    return partition_layers(
+        config.model.layers,
+        schedule.stages,
+        config.model.mtp.depth,
+        config.pipeline.layers_per_stage,
+    )
 
 
 def make_part(

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from parallel.schedule.lower import lower
 from parallel.schedule.table import Schedule
+from trainer.build.part import partition_of
 from trainer.config.schema import Config
 from trainer.plan.datasheets import Machine
 from trainer.plan.held_memory import Moment, moments
 from trainer.plan.one_stage import StageKind, kind_of_stage
-from trainer.plan.parameters import partition_of
 from trainer.plan.pass_memory import stage_memory
 from trainer.plan.state_memory import StateMemory, state_memory
 

@@ -13,11 +13,11 @@ from parallel.study.costs import CostModel
 from parallel.study.search import Found, Progress, search
 from parallel.study.simulate import simulate
 from parallel.study.split import split_layers
+from trainer.build.part import partition_of
 from trainer.config.derived import schedule_of
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 from trainer.plan.datasheets import machine_of
-from trainer.plan.parameters import partition_of
 from trainer.plan.step_time import SOURCES, stage_cost_model
 
 

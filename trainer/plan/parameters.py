@@ -14,12 +14,13 @@ from parallel.ops.ops import Ops
 from parallel.ranks.mesh import Mesh, RankSet
 from parallel.reduce.copies import copies
 from parallel.schedule.table import Schedule
+from trainer.build.part import partition_of
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config, ModelConfig
 from trainer.model.moe import ExpertsHere
 from trainer.model.options import LayerOptions
 from trainer.model.part import ModelPart
-from trainer.model.partition import Partition, moe_layers, partition_layers
+from trainer.model.partition import Partition, moe_layers
 from trainer.model.whole import whole_model
 
 EXPERTS = ".mlp.experts."
@@ -38,10 +39,9 @@ class ModelParameters:
 
 @dataclass(frozen=True)
 class RankParameters:
-    """Of one pipeline rank. largest: values of its largest tensor. copies: by set of world ranks
-    that hold the same parameters, how many values these are."""
+    """Of one pipeline rank. copies: by set of world ranks that hold the same parameters, how many
+    values these are."""
 
-    largest: int
     copies: Mapping[RankSet, int]
 
     @property
@@ -69,16 +69,6 @@ def model_parameters(model: ModelConfig) -> ModelParameters:
     return ModelParameters(main, mtp, main - idle - model.vocab_size * model.dim)
 
 
-def partition_of(config: Config, schedule: Schedule) -> Partition:
-    """The layers of each stage of a config's table."""
-    return partition_layers(
-        config.model.layers,
-        schedule.stages,
-        config.model.mtp.depth,
-        config.pipeline.layers_per_stage,
-    )
-
-
 def stage_parameters(config: Config, schedule: Schedule) -> list[int]:
     """Of each stage, all experts included; what two stages use counts in the first of them."""
     partition, counts = partition_of(config, schedule), Counter[int]()
@@ -94,11 +84,9 @@ def rank_parameters(config: Config, schedule: Schedule, pipeline_rank: int) -> R
     mesh, partition = mesh_of(config), partition_of(config, schedule)
     stages = {stage for _, stage in schedule.stages_of(pipeline_rank)}
     counts: Counter[RankSet] = Counter()
-    largest = 0
     for name, parameter in _part(config, mesh, partition, stages).named_parameters():
-        largest = max(largest, parameter.numel())
         counts[copies(partition.home(name), mesh, schedule.placement, 0)] += parameter.numel()
-    return RankParameters(largest, counts)
+    return RankParameters(counts)
 
 
 def _part(config: Config, mesh: Mesh, partition: Partition, stages: set[int]) -> ModelPart:

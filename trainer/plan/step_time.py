@@ -11,10 +11,11 @@ from parallel.schedule.table import Item, Overlap, Schedule
 from parallel.study.costs import CostModel, read_costs
 from parallel.study.simulate import simulate
 from parallel.study.timeline import Timeline
+from trainer.build.part import partition_of
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
 from trainer.plan.datasheets import Machine
-from trainer.plan.parameters import RankParameters, partition_of
+from trainer.plan.parameters import RankParameters
 from trainer.plan.stage_costs import stage_costs, stage_passes
 from trainer.plan.stage_parts import stage_parts
 from trainer.plan.step_end import StepEnd, step_end

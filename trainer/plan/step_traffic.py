@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from parallel.schedule.lower import lower
 from parallel.schedule.table import Schedule
+from trainer.build.part import partition_of
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config
 from trainer.plan.datasheets import Machine
-from trainer.plan.parameters import RankParameters, partition_of
+from trainer.plan.parameters import RankParameters
 from trainer.plan.step_end import GRADIENT, WEIGHT, ring_bytes
 from trainer.plan.traffic import Bytes, exchange_bytes, message_bytes
 
