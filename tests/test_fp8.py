@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from parallel.ops.fp8.tiles import (
 )
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
+from parallel.tape.tape import Tape
 from tests.distributed import run_world
 from tests.test_equivalence import Case, run_cases
 
@@ -158,7 +160,9 @@ def test_without_promotion_partial_sums_lose_digits() -> None:
     assert off(None) > 2e-3 and off(TILE) < 2e-4
 
 
-def test_what_is_kept_for_the_backward_is_fp8() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_kept_for_the_backward_is_fp8(recompute: bool) -> None:
+    """Once, where several products read it; of a SwiGLU its output only where not recomputed."""
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -166,12 +170,62 @@ def test_what_is_kept_for_the_backward_is_fp8() -> None:
         return tensor
 
     x = torch.randn(256, 512).bfloat16().requires_grad_()
-    weight, ops = nn.Parameter(torch.randn(512, 512).bfloat16()), Fp8Ops()
+    weight, ops, tape = nn.Parameter(torch.randn(512, 512).bfloat16()), Fp8Ops(), Tape()
+    down, groups = (
+        nn.Parameter(torch.randn(1, 512, 256).bfloat16()),
+        Groups.of(torch.tensor([256]), [256]),
+    )
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        ops.linear(x, weight)
-        ops.weighted_swiglu(x, torch.ones(256))
-    large = [tensor for tensor in kept if tensor.numel() >= x.numel()]
-    assert [tensor.dtype for tensor in large] == [CODE, CODE]
+        operand = ops.operand(tape, x, recompute=False)
+        ops.linear(operand, weight)
+        ops.linear(operand, weight)
+        ops.swiglu_linear(tape, x, torch.ones(256), down, groups, recompute)
+    large = {tensor.data_ptr(): tensor for tensor in kept if tensor.numel() >= 256 * 256}
+    wanted = [(256, 512), (256, 512)] + [(256, 256)] * (not recompute)
+    assert [(tuple(each.shape), each.dtype) for each in large.values()] == [
+        (shape, CODE) for shape in wanted
+    ]
+
+
+def test_what_waits_for_a_weight_gradient_is_fp8() -> None:
+    """Of the gradient, too: nothing else holds it until W."""
+    x = torch.randn(256, 256).bfloat16().requires_grad_()
+    weight, ops = nn.Parameter(torch.randn(256, 256).bfloat16()), Fp8Ops()
+    grad = torch.randn(256, 256).bfloat16()
+    ops.linear(x, weight).backward(grad)
+    gone = weakref.ref(grad)
+    del grad
+    assert gone() is None and len(ops.deferred) == 1
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_swiglu_and_its_product_are_as_near_as_fp8_allows(recompute: bool) -> None:
+    """Recomputed, the output comes from the rounded input, in the weight gradient alone."""
+    generator = torch.Generator().manual_seed(2)
+    numbers = []
+    for ops in (Ops(), Fp8Ops()):
+        generator.manual_seed(2)
+        gate_up = torch.randn(300, 260, generator=generator).requires_grad_()
+        weight = torch.rand(300, generator=generator).requires_grad_()
+        down = nn.Parameter(torch.randn(2, 140, 130, generator=generator) * 0.1)
+        set_gradient(down, torch.zeros(down.shape))
+        groups = Groups.of(torch.tensor([200, 100]), [200, 100])
+        y = ops.swiglu_linear(
+            Tape(), gate_up, weight, down, groups, recompute and isinstance(ops, Fp8Ops)
+        )
+        y.backward(torch.randn(300, 140, generator=generator) * 1e-4)
+        ops.deferred.drain()
+        numbers.append([y.detach(), gate_up.grad, weight.grad, down.grad])
+    for wanted, found in zip(*numbers):
+        assert 0.01 < float((found - wanted).norm() / wanted.norm()) < 0.06
+
+
+def test_attention_reads_what_its_output_projection_has_rounded() -> None:
+    """One memory, in E5M6: the weight gradient reads it, attention's backward, too."""
+    x = torch.randn(64, 256)
+    exact = x.clone()
+    Fp8Ops().attention_output(x, nn.Parameter(torch.randn(8, 256)))
+    assert torch.equal(x, round_e5m6(exact)) and not torch.equal(x, exact)
 
 
 def test_weights_are_quantised_once_until_they_change() -> None:

@@ -42,10 +42,9 @@ class GroupedExperts(nn.Module):
         """
         x_PD, weight_P, row_P = self.sort_by_expert(x_ND, weights_NK, experts_NK, groups.rows)
         gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, groups)
-        act_PI = tape.compute(
-            self.ops.weighted_swiglu, gate_up_P2I, weight_P, recompute=self.recompute_swiglu
+        y_PD = self.ops.swiglu_linear(
+            tape, gate_up_P2I, weight_P, self.down_proj, groups, self.recompute_swiglu
         )
-        y_PD = self.ops.grouped_linear(act_PI, self.down_proj, groups)
         return sum_rows(y_PD, row_P, len(x_ND))
 
     def sort_by_expert(

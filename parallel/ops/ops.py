@@ -8,6 +8,7 @@ and name no type, no kernel and no queue; another precision is another Ops.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 from parallel.ops.attention import causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
+from parallel.ops.fp8.rounded import Rounded
 from parallel.ops.grouped import grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.kernels import Kernels
 from parallel.ops.linear import linear
 from parallel.ops.norm import rms_norm
 from parallel.ops.precision import Precision
+from parallel.tape.tape import Tape
 from parallel.tape.weight_gradients import WeightGradients
+
+Operand: TypeAlias = Tensor | Rounded
+"""What products with weights read: a tensor, or what `operand` of the same Ops made of one."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,18 @@ class Ops:
         """Numbers that must not lose digits: float32 or wider."""
         return x.to(self.precision.accurate)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def operand(self, tape: Tape, x_TC: Tensor, recompute: bool) -> Operand:
+        """x, for several products to read. recompute: what is made of it, if anything is."""
+        return x_TC
+
+    def linear(self, x: Operand, weight: Tensor) -> Tensor:
         """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x."""
+        assert isinstance(x, Tensor)  # as `operand` gives it
         return linear(x, weight, self.deferred)
 
-    def attention_output(self, x: Tensor, weight: Tensor) -> Tensor:
+    def attention_output(self, x_TI: Tensor, weight: Tensor) -> Tensor:
         """The same of attention's result, which attention's own backward reads, too."""
-        return self.linear(x, weight)
+        return self.linear(x_TI, weight)
 
     def accurate_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same in float32 or wider, whatever the types of x and the weight."""
@@ -91,6 +102,20 @@ class Ops:
         gate and up; the weight may be of a wider type, in which its gradient is summed."""
         return self.kernels.weighted_swiglu(gate_up_P2I, weight_P)
 
+    def swiglu_linear(
+        self,
+        tape: Tape,
+        gate_up_P2I: Tensor,
+        weight_P: Tensor,
+        down_EOI: Tensor,
+        groups: Groups,
+        recompute: bool,
+    ) -> Tensor:
+        """The same, then x matrix of the row's expert, transposed: [P, O]. recompute: what is
+        between."""
+        act_PI = tape.compute(self.weighted_swiglu, gate_up_P2I, weight_P, recompute=recompute)
+        return self.grouped_linear(act_PI, down_EOI, groups)
+
 
 class Linear(nn.Module):
     """A weight [outputs, inputs] under the name that the released checkpoints give it
@@ -101,17 +126,22 @@ class Linear(nn.Module):
         self.ops = ops
         self.weight = ops.parameter(outputs, inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Operand) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         return self.ops.linear(x, self.weight)
 
 
-class AttentionOutput(Linear):
-    """The projection of attention's result."""
+class AttentionOutput(nn.Module):
+    """The projection of attention's result, as Linear."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
-        return self.ops.attention_output(x, self.weight)
+    def __init__(self, ops: Ops, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = ops.parameter(outputs, inputs)
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """[T, inputs] -> [T, outputs]."""
+        return self.ops.attention_output(x_TI, self.weight)
 
 
 class Embedding(nn.Module):

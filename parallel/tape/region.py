@@ -55,16 +55,10 @@ class Region:
         start = torch.empty(0, requires_grad=True)
         return _Enter.apply(start, self, *(value.detach() for value in values))
 
-    def leave(
-        self,
-        values: Sequence[Tensor],
-        exchange: Exchange | None,
-        layer: str,
-        recomputed: list[Recomputed],
-    ) -> None:
-        """The region ends, and `values` leave it."""
+    def leave(self, values: Sequence[Tensor], exchange: Exchange | None, layer: str) -> None:
+        """The region ends, and `values` leave it. Their memory must still be there."""
         self._left = [get_gradient_edge(v) if v.requires_grad else None for v in values]
-        self.exchange, self.layer, self.recomputed = exchange, layer, recomputed
+        self.exchange, self.layer = exchange, layer
 
     def add_loss(self, value: Tensor, weight: float) -> None:
         """The backward starts from this scalar, too."""

@@ -255,7 +255,9 @@ class Tape:
     ) -> None:
         """The region ends. kept: what of these values must keep its memory."""
         if self.training:
-            self._regions[-1].leave(values, exchange, self.layer, self._release(kept))
+            region = self._regions[-1]
+            region.leave(values, exchange, self.layer)
+            region.recomputed = self._release(kept)
 
     def _release(self, kept: Sequence[Tensor]) -> list[Recomputed]:
         """Free what recomputed functions gave since the last release; the backward must restore it

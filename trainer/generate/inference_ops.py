@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from parallel.ops.ops import Ops
+from parallel.ops.ops import Operand, Ops
 from parallel.ops.products import LARGE, linear_product
 
 _ROWS = 8  # products of fewer go to torch's own kernel without a question
@@ -28,7 +28,8 @@ class InferenceOps(Ops):
             weight = weight.view(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
         return nn.Parameter(weight, requires_grad=False)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Operand, weight: Tensor) -> Tensor:
+        assert isinstance(x, Tensor)  # as `operand` gives it
         if _large(x, weight):
             return linear_product(x, weight)
         return self.small_linear(x, weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parallel.ops.ops import AttentionOutput, Linear
+from parallel.ops.ops import AttentionOutput, Linear, Operand
 from parallel.tape.tape import Tape
 from trainer.model.norm import RMSNorm
 from trainer.model.options import LayerOptions
@@ -49,7 +49,8 @@ class MLA(nn.Module):
     def forward(self, tape: Tape, x_TD: Tensor) -> Tensor:
         """Normalised x [T, D] -> attention's output [T, D]; sequences are S tokens each."""
         recompute = self.recompute
-        query_latent, latent_TC, key_TR = self.down(x_TD)
+        x = self.ops.operand(tape, x_TD, recompute=recompute.norm)
+        query_latent, latent_TC, key_TR = self.down(x)
         if self.config.q_lora_rank is not None:
             query_latent = tape.compute(
                 self.q_a_layernorm.forward, query_latent, recompute=recompute.norm
@@ -60,13 +61,13 @@ class MLA(nn.Module):
         )
         return self.attend(query, key, value)
 
-    def down(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def down(self, x: Operand) -> tuple[Tensor, Tensor, Tensor]:
         """The query latent [T, Q] (all queries, flat, where there is none), the key-value latent
         [T, C], and the key with rotary position [T, R] that all heads share."""
         direct = self.config.q_lora_rank is None
         down = self.q_proj if direct else self.q_a_proj
-        query = down(x_TD)
-        both = self.kv_a_proj_with_mqa(x_TD)
+        query = down(x)
+        both = self.kv_a_proj_with_mqa(x)
         latent_TC, key_TR = both.split([self.config.kv_lora_rank, self.config.rope_head_dim], -1)
         return query, latent_TC.contiguous(), key_TR.contiguous()
 

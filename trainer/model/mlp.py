@@ -28,6 +28,7 @@ class MLP(nn.Module):
         return x_TD + tape.compute(self.mix, tape, n_TD, recompute=self.recompute.layer)
 
     def mix(self, tape: Tape, n_TD: Tensor) -> Tensor:
-        gate_TI, up_TI = self.gate_proj(n_TD), self.up_proj(n_TD)
+        n = self.ops.operand(tape, n_TD, recompute=self.recompute.norm)
+        gate_TI, up_TI = self.gate_proj(n), self.up_proj(n)
         act_TI = tape.compute(self.ops.swiglu, gate_TI, up_TI, recompute=self.recompute.swiglu)
         return self.down_proj(act_TI)

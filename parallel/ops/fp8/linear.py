@@ -3,16 +3,20 @@
 
 Each operand is rounded to fp8 in tiles. On a CPU the values that its codes stand for are multiplied
 in float32: what tensor cores give when partial sums of 128 products are promoted to float32, but
-for the order of additions. Of the input only codes and scales are kept for the backward.
+for the order of additions. What waits for the weight gradient is codes and scales, of the input and
+of the gradient.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallel.ops.accumulate import gradient_of
 from parallel.ops.fp8.e5m6 import round_e5m6
+from parallel.ops.fp8.rounded import Rounded
 from parallel.ops.fp8.tiles import TILE, Tiled, tiles_along_columns, tiles_along_rows
 from parallel.ops.fp8.weights import QuantisedWeights
 from parallel.ops.precision import accurate_type
@@ -21,45 +25,76 @@ from parallel.tape.weight_gradients import WeightGradients
 
 
 def fp8_linear(
-    x: Tensor, weight: Tensor, deferred: WeightGradients, weights: QuantisedWeights, keep_e5m6: bool
+    x: Rounded, weight: Tensor, deferred: WeightGradients, weights: QuantisedWeights
 ) -> Tensor:
-    """x [..., I] @ weight [O, I] transposed -> [..., O], in the type of x.
+    """x [T, I] @ weight [O, I] transposed -> [T, O], in the type of x."""
+    return _Fp8Linear.apply(*x, weight, deferred, weights)
 
-    keep_e5m6: x is kept in E5M6 for the weight gradient in place of fp8.
-    """
-    return _Fp8Linear.apply(x, weight, deferred, weights, keep_e5m6)
+
+def fp8_attention_output(
+    x_TI: Tensor, weight: Tensor, deferred: WeightGradients, weights: QuantisedWeights
+) -> Tensor:
+    """The same of attention's result, which is rounded to E5M6 where it is: the weight gradient and
+    attention's own backward read it so (section 3.3.3)."""
+    return _Fp8AttentionOutput.apply(x_TI, weight, deferred, weights)
 
 
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, x, weight, deferred, weights, keep_e5m6
-    ):
-        x_TI = x.flatten(0, -2)
-        tiled = tiles_along_rows(x_TI, power_of_two=keep_e5m6)
-        if keep_e5m6:
-            ctx.save_for_backward(round_e5m6(x_TI))
-        else:
-            ctx.save_for_backward(tiled.codes, tiled.scales)
+    def forward(ctx: Any, carrier, codes, scales, weight, deferred, weights):  # type: ignore[no-untyped-def]
+        x = Rounded(carrier, codes, scales)
+        ctx.save_for_backward(codes, scales)
         ctx.weight, ctx.deferred, ctx.weights = weight, deferred, weights
-        y_TO = linear_product(tiled.values(accurate_type(x.dtype)), weights.values(weight))
-        return y_TO.to(x.dtype).view(*x.shape[:-1], -1)
+        return _forward(x.tiled, weight, weights, carrier.dtype)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        weight, weights, kept = ctx.weight, ctx.weights, ctx.saved_tensors
-        grad_TO = grad.flatten(0, -2)
-        ctx.deferred.defer(lambda: add_fp8_product(gradient_of(weight), grad_TO, kept))
-        if not ctx.needs_input_grad[0]:
-            return (None,) * 5
-        grad_values_TO = tiles_along_rows(grad_TO).values(accurate_type(grad.dtype))
-        x_grad = product(grad_values_TO, weights.values(weight))
-        return x_grad.to(grad.dtype).view(*grad.shape[:-1], -1), None, None, None, None
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scales = ctx.saved_tensors
+        defer_fp8_product(ctx.deferred, ctx.weight, grad_TO, Tiled(codes, scales, (1, TILE)))
+        wanted = ctx.needs_input_grad[0]
+        return (_input_gradient(ctx, grad_TO) if wanted else None, *(None,) * 5)
 
 
-def add_fp8_product(into_OI: Tensor, grad_TO: Tensor, kept: tuple[Tensor, ...]) -> None:
-    """into += grad transposed @ x, both in tiles along the rows that are summed over. kept: x as
-    its codes and scales in tiles along rows, or x itself."""
-    x_TI = kept[0] if len(kept) == 1 else Tiled(kept[0], kept[1], (1, TILE)).values()
-    grad_TO, x_TI = (tiles_along_columns(each).values(into_OI.dtype) for each in (grad_TO, x_TI))
-    add_product(into_OI, grad_TO, x_TI)
+class _Fp8AttentionOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TI, weight, deferred, weights):  # type: ignore[no-untyped-def]
+        tiled = tiles_along_rows(x_TI, power_of_two=True)
+        # Through `data`: attention has saved this memory, and may read other numbers in it.
+        x_TI.data.copy_(round_e5m6(x_TI))
+        ctx.save_for_backward(x_TI)
+        ctx.weight, ctx.deferred, ctx.weights = weight, deferred, weights
+        return _forward(tiled, weight, weights, x_TI.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        (x_TI,) = ctx.saved_tensors
+        defer_fp8_product(ctx.deferred, ctx.weight, grad_TO, x_TI)
+        return _input_gradient(ctx, grad_TO), None, None, None
+
+
+def _forward(x: Tiled, weight: Tensor, weights: QuantisedWeights, dtype: torch.dtype) -> Tensor:
+    return linear_product(x.values(accurate_type(dtype)), weights.values(weight)).to(dtype)
+
+
+def _input_gradient(ctx: Any, grad_TO: Tensor) -> Tensor:
+    values_TO = tiles_along_rows(grad_TO).values(accurate_type(grad_TO.dtype))
+    return product(values_TO, ctx.weights.values(ctx.weight)).to(grad_TO.dtype)
+
+
+def defer_fp8_product(
+    deferred: WeightGradients, weight: Tensor, grad_TO: Tensor, x_TI: Tiled | Tensor
+) -> None:
+    """Leave the weight gradient, grad transposed @ x, for later. x: in tiles along rows, or itself.
+
+    The gradient is rounded at once, and half the memory waits.
+    """
+    grad = tiles_along_columns(grad_TO)
+    deferred.defer(lambda: add_fp8_product(gradient_of(weight), grad, x_TI))
+
+
+def add_fp8_product(into_OI: Tensor, grad: Tiled, x_TI: Tiled | Tensor) -> None:
+    """into += grad transposed @ x, both in tiles along the rows that are summed over, of x made
+    here."""
+    values_TI = x_TI if isinstance(x_TI, Tensor) else x_TI.values()
+    x = tiles_along_columns(values_TI)
+    add_product(into_OI, grad.values(into_OI.dtype), x.values(into_OI.dtype))

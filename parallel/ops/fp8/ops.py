@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from parallel.ops.fp8.grouped import fp8_grouped_linear
-from parallel.ops.fp8.linear import fp8_linear
-from parallel.ops.fp8.swiglu import keeping_fp8
+from parallel.ops.fp8.linear import fp8_attention_output, fp8_linear
+from parallel.ops.fp8.rounded import Rounded, rounded
+from parallel.ops.fp8.swiglu import fp8_swiglu_linear
 from parallel.ops.fp8.weights import QuantisedWeights
 from parallel.ops.groups import Groups
-from parallel.ops.ops import Ops
+from parallel.ops.ops import Operand, Ops
+from parallel.tape.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,31 @@ class Fp8Ops(Ops):
     def weights_changed(self) -> None:
         self.weights.forget()
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return fp8_linear(x, weight, self.deferred, self.weights, keep_e5m6=False)
+    def operand(self, tape: Tape, x_TC: Tensor, recompute: bool) -> Operand:
+        return Rounded(*tape.compute(rounded, x_TC, recompute=recompute))
 
-    def attention_output(self, x: Tensor, weight: Tensor) -> Tensor:
-        return fp8_linear(x, weight, self.deferred, self.weights, keep_e5m6=True)
+    def linear(self, x: Operand, weight: Tensor) -> Tensor:
+        if isinstance(x, Rounded):
+            return fp8_linear(x, weight, self.deferred, self.weights)
+        y_TO = self.linear(rounded(x.flatten(0, -2)), weight)
+        return y_TO.view(*x.shape[:-1], -1)
+
+    def attention_output(self, x_TI: Tensor, weight: Tensor) -> Tensor:
+        return fp8_attention_output(x_TI, weight, self.deferred, self.weights)
 
     def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
-        return fp8_grouped_linear(x_PI, weight_EOI, groups, self.deferred, self.weights)
+        return fp8_grouped_linear(rounded(x_PI), weight_EOI, groups, self.deferred, self.weights)
 
-    def weighted_swiglu(self, gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
-        return keeping_fp8(self.kernels.weighted_swiglu, gate_up_P2I, weight_P)
+    def swiglu_linear(
+        self,
+        tape: Tape,
+        gate_up_P2I: Tensor,
+        weight_P: Tensor,
+        down_EOI: Tensor,
+        groups: Groups,
+        recompute: bool,
+    ) -> Tensor:
+        return fp8_swiglu_linear(
+            self.kernels.weighted_swiglu, gate_up_P2I, weight_P, down_EOI, groups,
+            self.deferred, self.weights, keep_output=not recompute,
+        )  # fmt: skip
