@@ -99,9 +99,9 @@ class Case:
         )  # fmt: skip
 
     def _recompute(self) -> RecomputeConfig:
-        """Parts of layers; beside MTP, whole layers."""
+        """Parts of layers; beside MTP, whole layers. What is not computed again is offloaded."""
         again = self.recompute
-        return RecomputeConfig(norm=again, mla_up=again, swiglu=again, layer=again and self.mtp > 0)
+        return RecomputeConfig(again, again, again, layer=again and self.mtp > 0, offload=not again)
 
 
 def run_cases(process: Process, cases: list[Case]) -> list[dict[str, Any]]:

@@ -16,14 +16,14 @@ from parallel.expert.deepep import DeepEPDispatcher, DeepEPError, open_buffer
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
 from parallel.expert.placement import ExpertPlacement, PlacementError
-from parallel.ops.grouped import grouped_linear
+from parallel.ops.grouped import GroupedProduct, grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
 from parallel.tape.passes import Pass, run
-from parallel.tape.tape import Tape, WeightTiming
-from parallel.tape.weight_gradients import WeightGradients
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, WeightTiming
 from tests.distributed import run_world
 from tests.fake_deep_ep import FakeBuffer
 from tests.test_by_node import node_groups
@@ -60,7 +60,7 @@ def test_grouped_products_are_those_of_a_loop(
     x, weight = (t.to(dtype).requires_grad_() for t in (x, weight))
     weight.grad = before.to(dtype)
     queue = WeightGradients()
-    y = grouped_linear(x, weight, Groups(ends, sum(rows)), queue)
+    y = grouped_linear(x, GroupedProduct(weight, Groups(ends, sum(rows)), queue))
     y.backward(grad.to(dtype))
     queue.drain()
     tolerance = {"rtol": 0, "atol": 1e-4 if dtype == torch.float32 else 1e-12}
@@ -114,7 +114,7 @@ def _moe(
     def forward(x: Tensor) -> Pass[Tensor]:
         route = yield from dispatcher.route(tape, choices)
         received, sum_TD = yield from route.dispatch(tape, x, weights, 2 * x)
-        return (yield from route.combine(tape, experts(tape, *received), sum_TD))
+        return (yield from route.combine(tape, experts(*received), sum_TD))
 
     y = tape.end(run(forward(tape.begin(x))))
     x.grad = run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, torch.cos(y)))

@@ -17,7 +17,8 @@ from parallel.errors import LostRankError
 from parallel.ranks.flight import FlightRecorder, last_positions
 from parallel.ranks.roll_call import RollCall
 from parallel.tape.passes import Pass, run
-from parallel.tape.tape import Tape, WeightTiming
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightTiming
 from tests.commands import ROOT
 from tests.test_tape import ROWS, SHUFFLE, WIDTH
 from trainer.errors import Stopped

@@ -179,12 +179,11 @@ def test_what_is_kept_for_the_backward_is_fp8(recompute: bool) -> None:
         operand = ops.operand(tape, x, recompute=False)
         ops.linear(operand, weight)
         ops.linear(operand, weight)
-        ops.swiglu_linear(tape, x, torch.ones(256), down, groups, recompute)
+        ops.weighted_swiglu_linear(x, torch.ones(256), down, groups, recompute)
     large = {tensor.data_ptr(): tensor for tensor in kept if tensor.numel() >= 256 * 256}
-    wanted = [(256, 512), (256, 512)] + [(256, 256)] * (not recompute)
-    assert [(tuple(each.shape), each.dtype) for each in large.values()] == [
-        (shape, CODE) for shape in wanted
-    ]
+    assert all(tensor.dtype == CODE for tensor in large.values())
+    widths = sorted(tensor.shape[1] for tensor in large.values())
+    assert widths == [256] * (not recompute) + [512, 512]
 
 
 def test_what_waits_for_a_weight_gradient_is_fp8() -> None:
@@ -210,9 +209,7 @@ def test_swiglu_and_its_product_are_as_near_as_fp8_allows(recompute: bool) -> No
         down = nn.Parameter(torch.randn(2, 140, 130, generator=generator) * 0.1)
         set_gradient(down, torch.zeros(down.shape))
         groups = Groups.of(torch.tensor([200, 100]), [200, 100])
-        y = ops.swiglu_linear(
-            Tape(), gate_up, weight, down, groups, recompute and isinstance(ops, Fp8Ops)
-        )
+        y = ops.weighted_swiglu_linear(gate_up, weight, down, groups, recompute)
         y.backward(torch.randn(300, 140, generator=generator) * 1e-4)
         ops.deferred.drain()
         numbers.append([y.detach(), gate_up.grad, weight.grad, down.grad])

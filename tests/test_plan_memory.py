@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.planned_memory import CASES, case, measured, planned
+from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.dry.device import pretended_gpu
@@ -13,6 +14,7 @@ from trainer.plan.datasheets import machine_of
 from trainer.plan.one_stage import StageKind
 from trainer.plan.pass_memory import stage_memory
 from trainer.plan.remedies import remedies
+from trainer.plan.traffic import tokens_of_micro_batch
 
 BY_NODE = (
     "--mesh.expert", "4", "--mesh.dispatch", "hierarchical", "--cluster.gpus_per_node", "2",
@@ -44,6 +46,27 @@ def test_further_layers_add_what_the_third_of_four_adds(many: StageKind, recompu
         for leg, expected in zip(lengthened.passes[kind], legs):
             assert leg.peak == pytest.approx(expected.peak, rel=1e-3, abs=4096)
             assert leg.end == pytest.approx(expected.end, rel=1e-3, abs=4096)
+
+
+def test_what_is_offloaded_is_not_on_the_gpu() -> None:
+    """Of each layer with experts, its rows and the inputs of its SwiGLU, in bfloat16 or in fp8. A
+    balanced rank gets as many pairs as its own tokens make."""
+    kind = StageKind(dense=0, experts=2, first=False, last=False)
+    for linear, per_number in (("same", 2.0), ("fp8", 1 + 4 / 128)):
+        options = (
+            "--run.device",
+            "cuda",
+            "--recompute.swiglu",
+            "true",
+            "--precision.linear",
+            linear,
+        )
+        here, away = config(*options), config(*options, "--recompute.offload", "true")
+        model, moe = here.model, here.model.moe
+        pairs = tokens_of_micro_batch(here, mesh_of(here)) * moe.top_k
+        numbers = pairs * (model.dim + 2 * moe.expert_dim) * kind.experts
+        saved = stage_memory(here, kind).held - stage_memory(away, kind).held
+        assert saved == pytest.approx(numbers * per_number, rel=0.01)
 
 
 @pytest.mark.parametrize(

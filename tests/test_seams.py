@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.groups import Groups
-from parallel.ops.ops import Linear, Ops
+from parallel.ops.ops import Operand, Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
 from parallel.reduce.gradients import make_gradients
 from parallel.tape.passes import Pass, run
-from parallel.tape.tape import Tape, WeightTiming
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightTiming
 from tests.distributed import run_world
 from trainer.build.layout import Layout, build
 from trainer.config.schema import (
@@ -107,7 +108,7 @@ class CountingOps(Ops):
 
     used: list[Tensor] = field(default_factory=list)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Operand, weight: Tensor) -> Tensor:
         self.used.append(weight)
         return super().linear(x, weight)
 
@@ -122,6 +123,23 @@ class CountingOps(Ops):
     def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
         self.used.append(weight_EOI)
         return super().grouped_linear(x_PI, weight_EOI, groups)
+
+    def swiglu_linear(
+        self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool
+    ) -> Tensor:
+        self.used.append(weight)
+        return super().swiglu_linear(gate_TI, up_TI, weight, recompute)
+
+    def weighted_swiglu_linear(
+        self,
+        gate_up_P2I: Tensor,
+        weight_P: Tensor,
+        weight_EOI: Tensor,
+        groups: Groups,
+        recompute: bool,
+    ) -> Tensor:
+        self.used.append(weight_EOI)
+        return super().weighted_swiglu_linear(gate_up_P2I, weight_P, weight_EOI, groups, recompute)
 
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         self.used.append(weight_VD)

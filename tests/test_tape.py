@@ -14,8 +14,8 @@ from parallel.ops.embedding import embedding
 from parallel.ops.linear import linear
 from parallel.tape.passes import Pass, interleave, run
 from parallel.tape.recorder import EventLog
-from parallel.tape.tape import Tape, WeightTiming
-from parallel.tape.weight_gradients import WeightGradients
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, WeightTiming
 
 WIDTH, ROWS = 5, 6
 NAMES = ("table", "first", "second", "third")
@@ -210,6 +210,30 @@ def test_what_a_collective_has_copied_is_freed_and_computed_again(copies: bool) 
     assert (sent[0].untyped_storage().nbytes() == 0) == copies
     gradient = run(tape.backward(WeightTiming.AT_ONCE, torch.ones_like(x)))
     torch.testing.assert_close(gradient, 2 * x)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_what_is_offloaded_dies_and_comes_back_equal(offload: bool) -> None:
+    """While the reverse of the exchange after it is in flight, and once."""
+    saved: list[StorageWeakRef] = []
+
+    def cubed(x: Tensor) -> Tensor:
+        y = x * x
+        saved.append(StorageWeakRef(y.untyped_storage()))
+        return y * x
+
+    def forward(tape: Tape, x: Tensor) -> Pass[Tensor]:
+        with tape.offload(offload):
+            y = tape.compute(cubed, x)
+        (y,) = yield from tape.exchange("out", SHUFFLE, y)
+        return y
+
+    tape, (x, _, grad) = Tape(), _batch(1)
+    tape.end(run(forward(tape, tape.begin(x))))
+    assert saved[0].expired() == offload
+    gradient = run(tape.backward(WeightTiming.AT_ONCE, grad))
+    expected = 3 * x * x * SHUFFLE.reversed().start(grad).results()[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
 
 
 def test_values_that_no_backward_reads_die() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from parallel.expert.sum_rows import sum_rows
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
-from parallel.tape.tape import Tape
 
 
 class GroupedExperts(nn.Module):
@@ -33,7 +32,7 @@ class GroupedExperts(nn.Module):
         self.recompute_swiglu = recompute_swiglu
 
     def forward(
-        self, tape: Tape, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, groups: Groups
+        self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, groups: Groups
     ) -> Tensor:
         """Results by received token, [N, D]; zero for a token with no choice here.
 
@@ -42,8 +41,8 @@ class GroupedExperts(nn.Module):
         """
         x_PD, weight_P, row_P = self.sort_by_expert(x_ND, weights_NK, experts_NK, groups.rows)
         gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, groups)
-        y_PD = self.ops.swiglu_linear(
-            tape, gate_up_P2I, weight_P, self.down_proj, groups, self.recompute_swiglu
+        y_PD = self.ops.weighted_swiglu_linear(
+            gate_up_P2I, weight_P, self.down_proj, groups, self.recompute_swiglu
         )
         return sum_rows(y_PD, row_P, len(x_ND))
 

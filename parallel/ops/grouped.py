@@ -9,6 +9,8 @@ where oneDNN multiplies, which wants few different numbers of rows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
@@ -22,27 +24,47 @@ _ALIGNMENT = 16  # bytes that grouped_mm wants each row to be a multiple of
 _ALIKE = 64  # rows, of which oneDNN is given a multiple
 
 
-def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, groups: Groups, deferred: WeightGradients):  # type: ignore[no-untyped-def]
-    """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O].
+def grouped_linear(x_PI: Tensor, product: GroupedProduct) -> Tensor:
+    """Rows x weight of their expert, transposed: [P, I] -> [P, O]."""
+    return _GroupedLinear.apply(x_PI, product)
 
-    groups: the rows of each expert, P in all. The weight gradient goes to `deferred`.
-    """
-    return _GroupedLinear.apply(x_PI, weight_EOI, groups, deferred)
+
+@dataclass(frozen=True)
+class GroupedProduct:
+    """Three products with the weights [E, O, I] of experts. groups: the rows of each, P in all.
+    deferred: where the third is left."""
+
+    weight_EOI: Tensor
+    groups: Groups
+    deferred: WeightGradients
+
+    def forward(self, x_PI: Tensor) -> Tensor:
+        """-> [P, O]."""
+        return grouped_product(x_PI, self.weight_EOI.transpose(1, 2), self.groups)
+
+    def input_gradient(self, grad_PO: Tensor) -> Tensor:
+        """-> [P, I]. grad: contiguous."""
+        return grouped_product(grad_PO, self.weight_EOI, self.groups)
+
+    def defer(self, grad_PO: Tensor, x_PI: Tensor) -> None:
+        """Leave the weight gradients for later. grad: contiguous."""
+        self.deferred.defer(
+            lambda: _accumulate(gradient_of(self.weight_EOI), grad_PO, x_PI, self.groups)
+        )
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_PI, weight_EOI, groups, deferred):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_PI, product):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x_PI)
-        ctx.weight, ctx.groups, ctx.deferred = weight_EOI, groups, deferred
-        return grouped_product(x_PI, weight_EOI.transpose(1, 2), groups)
+        ctx.product = product
+        return product.forward(x_PI)
 
     @staticmethod
     def backward(ctx, grad_PO):  # type: ignore[no-untyped-def]
-        (x_PI,), weight_EOI, groups = ctx.saved_tensors, ctx.weight, ctx.groups
-        grad_PO = grad_PO.contiguous()
-        ctx.deferred.defer(lambda: _accumulate(gradient_of(weight_EOI), grad_PO, x_PI, groups))
-        return grouped_product(grad_PO, weight_EOI, groups), None, None, None
+        (x_PI,), grad_PO = ctx.saved_tensors, grad_PO.contiguous()
+        ctx.product.defer(grad_PO, x_PI)
+        return ctx.product.input_gradient(grad_PO), None
 
 
 def grouped_product(x_PI: Tensor, weight_EIO: Tensor, groups: Groups) -> Tensor:

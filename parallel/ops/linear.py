@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,20 +19,40 @@ def linear(
 
     dtype: of the product, that of x where not given. What is kept of x has the type of x.
     """
-    return _Linear.apply(x, weight, deferred, dtype or x.dtype)
+    return _Linear.apply(x, Product(weight, deferred), dtype or x.dtype)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Three products with a weight [O, I]. deferred: where the third is left."""
+
+    weight: Tensor
+    deferred: WeightGradients
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        return linear_product(x, self.weight)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """[..., O] -> [..., I], in the type of grad."""
+        return product(grad, self.weight)
+
+    def defer(self, grad: Tensor, x: Tensor) -> None:
+        """Leave the weight gradient for later."""
+        grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
+        self.deferred.defer(lambda: add_product(gradient_of(self.weight), grad_TO, x_TI))
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, deferred, dtype):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, product, dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
-        ctx.weight, ctx.deferred = weight, deferred
-        return linear_product(x.to(dtype), weight)
+        ctx.product = product
+        return product.forward(x.to(dtype))
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (x,), weight = ctx.saved_tensors, ctx.weight
-        grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
-        ctx.deferred.defer(lambda: add_product(gradient_of(weight), grad_TO, x_TI))
-        x_grad = product(grad, weight).to(x.dtype) if ctx.needs_input_grad[0] else None
-        return x_grad, None, None, None
+        (x,) = ctx.saved_tensors
+        ctx.product.defer(grad, x)
+        wanted = ctx.needs_input_grad[0]
+        return ctx.product.input_gradient(grad).to(x.dtype) if wanted else None, None, None

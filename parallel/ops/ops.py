@@ -17,12 +17,13 @@ from parallel.ops.attention import causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
 from parallel.ops.fp8.rounded import Rounded
-from parallel.ops.grouped import grouped_linear
+from parallel.ops.grouped import GroupedProduct, grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.kernels import Kernels
-from parallel.ops.linear import linear
+from parallel.ops.linear import Product, linear
 from parallel.ops.norm import rms_norm
 from parallel.ops.precision import Precision
+from parallel.ops.swiglu_linear import swiglu_linear
 from parallel.tape.tape import Tape
 from parallel.tape.weight_gradients import WeightGradients
 
@@ -78,7 +79,7 @@ class Ops:
     def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
         """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O]. groups: the rows
         of each expert, P in all."""
-        return grouped_linear(x_PI, weight_EOI, groups, self.deferred)
+        return grouped_linear(x_PI, GroupedProduct(weight_EOI, groups, self.deferred))
 
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         """Cross-entropy of softmax(x @ weight transposed), summed over the tokens whose target is
@@ -93,28 +94,28 @@ class Ops:
         """x [..., D] / rms(x) x weight, computed in float32 or wider, in the type of x."""
         return rms_norm(x, weight_D, eps, self.kernels.rms_norm)
 
-    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) x up, of one shape."""
-        return self.kernels.swiglu(gate, up)
-
-    def weighted_swiglu(self, gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
-        """silu(gate) x up x weight of the row, [P, I], in the type of gate_up, whose halves are
-        gate and up; the weight may be of a wider type, in which its gradient is summed."""
-        return self.kernels.weighted_swiglu(gate_up_P2I, weight_P)
-
     def swiglu_linear(
+        self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool
+    ) -> Tensor:
+        """silu(gate) x up, of one shape, then that @ weight [O, I] transposed: [T, O]. recompute:
+        what is between."""
+        product = Product(weight, self.deferred)
+        return swiglu_linear(self.kernels.swiglu, product, recompute, gate_TI, up_TI)
+
+    def weighted_swiglu_linear(
         self,
-        tape: Tape,
         gate_up_P2I: Tensor,
         weight_P: Tensor,
-        down_EOI: Tensor,
+        weight_EOI: Tensor,
         groups: Groups,
         recompute: bool,
     ) -> Tensor:
-        """The same, then x matrix of the row's expert, transposed: [P, O]. recompute: what is
-        between."""
-        act_PI = tape.compute(self.weighted_swiglu, gate_up_P2I, weight_P, recompute=recompute)
-        return self.grouped_linear(act_PI, down_EOI, groups)
+        """silu(gate) x up x weight of the row, then that x matrix of the row's expert, transposed:
+        [P, O], in the type of gate_up, whose halves are gate and up. The weight of the row may be
+        of a wider type, in which its gradient is summed. recompute: what is between."""
+        product = GroupedProduct(weight_EOI, groups, self.deferred)
+        kernel = self.kernels.weighted_swiglu
+        return swiglu_linear(kernel, product, recompute, gate_up_P2I, weight_P)
 
 
 class Linear(nn.Module):

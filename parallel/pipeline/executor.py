@@ -21,8 +21,8 @@ from parallel.schedule.lower import Message, Step, received, sent
 from parallel.schedule.table import Action, Item, Overlap, Schedule
 from parallel.tape.passes import Pass, interleave, run
 from parallel.tape.recorder import Recorder, Silence, paired
-from parallel.tape.tape import Tape, WeightTiming
-from parallel.tape.weight_gradients import WeightGradients
+from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightGradients, WeightTiming
 
 
 class Stage(Protocol):

@@ -68,6 +68,34 @@ class Recomputed:
         return tuple(value.grad if isinstance(value, Tensor) else None for value in inputs)
 
 
+class Recomputing:
+    """The calls of a micro-batch since the last release. restoring: whether one of them runs again:
+    inside of what is recomputed, `compute` says nothing new."""
+
+    def __init__(self) -> None:
+        self.restoring = False
+        self._calls: list[Recomputed] = []
+
+    def call(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        """`function(*inputs)`, of which the inputs are kept."""
+        self._calls.append(Recomputed(function))
+        return self._calls[-1](*inputs)
+
+    def release(self, kept: Sequence[Tensor]) -> list[Recomputed]:
+        """Free what they gave, but `kept`; the backward must restore it when it comes here."""
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call.release(kept)
+        return calls
+
+    def restore(self, calls: Sequence[Recomputed]) -> None:
+        """In the order in which they ran."""
+        self.restoring = True
+        for call in calls:
+            call.restore()
+        self.restoring = False
+
+
 class _Call(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Recomputed, *inputs: Any) -> tuple[Tensor, ...]:

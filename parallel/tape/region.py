@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from parallel.tape.collective import Collective
+from parallel.tape.offload import Offloaded
 from parallel.tape.recompute import Recomputed
 
 
@@ -32,13 +33,15 @@ class Exchange:
 
 class Region:
     """name: what it follows. exchange: that it ends with, if any. layer: of the model, in which it
-    ends. recomputed: calls whose outputs are to be restored before its backward. gradients: of what
-    entered, after the backward; None where nothing depends on it."""
+    ends. recomputed: calls whose outputs are to be restored before its backward. offloaded: what is
+    to be fetched before it. gradients: of what entered, after the backward; None where nothing
+    depends on it."""
 
     def __init__(self, name: str) -> None:
         self.name, self.layer = name, ""
         self.exchange: Exchange | None = None
         self.recomputed: list[Recomputed] = []
+        self.offloaded: list[Offloaded] = []
         self.gradients: tuple[Tensor | None, ...] = ()
         self._shapes: tuple[Tensor, ...] = ()
         self._left: list[GradientEdge | None] = []
@@ -73,6 +76,12 @@ class Region:
     def wants_gradient(self) -> list[bool]:
         """Of each that has left, whether its gradient is of use."""
         return [edge is not None for edge in self._left]
+
+    def fetch(self) -> None:
+        """Start to bring back what waits on the host, if that has not been done."""
+        offloaded, self.offloaded = self.offloaded, []
+        for each in offloaded:
+            each.fetch()
 
     def gradient(self, number: int) -> Tensor:
         """Of what entered at this place; zeros where nothing depends on it."""

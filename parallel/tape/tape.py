@@ -18,10 +18,9 @@ layer knows about pipelines, overlap, or the other micro-batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -29,19 +28,12 @@ import torch
 from torch import Tensor
 
 from parallel.tape.collective import Collective, Pending, Startable
+from parallel.tape.offload import Offloaded
 from parallel.tape.passes import Pass, require_no_pass
-from parallel.tape.recompute import Recomputed, Release
+from parallel.tape.recompute import Recomputing, Release
 from parallel.tape.recorder import Recorder, Silence, What
 from parallel.tape.region import Exchange, Region
-from parallel.tape.weight_gradients import WeightGradients
-
-
-class WeightTiming(Enum):
-    """When a backward pass runs the weight gradients that its products leave."""
-
-    WHILE_IN_FLIGHT = "while the next reverse collective is in flight"  # B
-    AT_ONCE = "before the next reverse collective starts"  # B with overlap off: hides nothing
-    LATER = "not in this pass"  # I; the schedule's W drains the queue
+from parallel.tape.weight_gradients import WeightGradients, WeightTiming
 
 
 @dataclass(frozen=True)
@@ -76,8 +68,7 @@ class Tape:
     layer: str = ""
     _regions: list[Region] = field(default_factory=list)
     _computing: AbstractContextManager[None] = field(default_factory=nullcontext)
-    _recomputed: list[Recomputed] = field(default_factory=list)
-    _recomputing: bool = False
+    _recomputing: Recomputing = field(default_factory=Recomputing)
 
     # ---- forward: for layers ----
 
@@ -89,16 +80,29 @@ class Tape:
         recomputed it says nothing new.
         """
         require_no_pass(function.__qualname__, inputs)
-        if not (recompute and self.training and torch.is_grad_enabled()) or self._recomputing:
+        recompute = recompute and self.training and torch.is_grad_enabled()
+        if not recompute or self._recomputing.restoring:
             return function(*inputs)
-        call = Recomputed(function)
-        self._recomputed.append(call)
-        return call(*inputs)
+        return self._recomputing.call(function, inputs)
 
     def release(self, x: Tensor) -> Tensor:
         """x, after freeing all else that recomputed functions gave since the last release."""
-        recomputed = self._release([x])
-        return Release.apply(x, partial(self._restore, recomputed)) if recomputed else x
+        recomputed = self._recomputing.release([x])
+        if not recomputed:
+            return x
+        return Release.apply(x, partial(self._recomputing.restore, recomputed))
+
+    @contextmanager
+    def offload(self, really: bool = True) -> Iterator[None]:
+        """Within, which may hold no exchange, what is saved for the backward goes to the host, and
+        comes back before it."""
+        if not (really and self.training):
+            yield
+            return
+        offloaded = Offloaded()
+        self._regions[-1].offloaded.append(offloaded)
+        with offloaded.saving():
+            yield
 
     def exchange(
         self,
@@ -183,7 +187,7 @@ class Tape:
         while self._regions:
             region = self._regions.pop()
             self.layer = region.layer
-            self._restore_recorded(region)
+            self._restore(region)
             self.deferred.waits = self._weights_wait(region, timing)
             with self._span("compute", region.name):
                 region.backward((gradient,) if arrived is None else arrived())
@@ -225,7 +229,7 @@ class Tape:
         if timing is WeightTiming.WHILE_IN_FLIGHT:
             self.drain_weight_gradients()
         if timing is not WeightTiming.AT_ONCE:
-            self._restore_recorded(before)  # needs no gradient, so it can run now
+            self._restore(before)  # needs no gradient, so it can run now
         yield
         self.layer = before.layer
         self._wait(name, pending)
@@ -257,27 +261,15 @@ class Tape:
         if self.training:
             region = self._regions[-1]
             region.leave(values, exchange, self.layer)
-            region.recomputed = self._release(kept)
+            region.recomputed = self._recomputing.release(kept)
 
-    def _release(self, kept: Sequence[Tensor]) -> list[Recomputed]:
-        """Free what recomputed functions gave since the last release; the backward must restore it
-        when it comes here."""
-        calls, self._recomputed = self._recomputed, []
-        for call in calls:
-            call.release(kept)
-        return calls
-
-    def _restore_recorded(self, region: Region) -> None:
+    def _restore(self, region: Region) -> None:
+        """What has been recomputed or offloaded in it, if not done yet."""
+        region.fetch()
         calls, region.recomputed = region.recomputed, []
         if calls:
             with self._span("recompute", region.name):
-                self._restore(calls)
-
-    def _restore(self, calls: list[Recomputed]) -> None:
-        self._recomputing = True
-        for call in calls:
-            call.restore()
-        self._recomputing = False
+                self._recomputing.restore(calls)
 
     def _span(self, what: What, name: str) -> AbstractContextManager[None]:
         return self.recorder.span(self.label, what, name, self.layer)

@@ -8,8 +8,17 @@ or in an idle slot of the pipeline.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 import torch
+
+
+class WeightTiming(Enum):
+    """When a backward pass runs the weight gradients that its products leave."""
+
+    WHILE_IN_FLIGHT = "while the next reverse collective is in flight"  # B
+    AT_ONCE = "before the next reverse collective starts"  # B with overlap off: hides nothing
+    LATER = "not in this pass"  # I; the schedule's W drains the queue
 
 
 class WeightGradients:

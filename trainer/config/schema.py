@@ -106,7 +106,7 @@ class PrecisionConfig:
 
 @dataclass
 class RecomputeConfig:
-    """What is computed again in the backward instead of kept."""
+    """What is computed again in the backward instead of kept, or kept elsewhere."""
 
     norm: bool = False
     """Outputs of every RMSNorm."""
@@ -116,6 +116,9 @@ class RecomputeConfig:
     """Outputs of SwiGLU."""
     layer: bool = False
     """Everything in a layer but its router and its all-to-alls."""
+    offload: bool = False
+    """Not computed again, but kept on the host: inputs of the experts' products and of their
+    SwiGLU."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from trainer.checkpoint.hf.architecture import (
 from trainer.checkpoint.hf.config_json import not_representable
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.keys import did_you_mean, keys, values
-from trainer.config.schema import Config, ModelConfig, RunConfig
+from trainer.config.schema import Config, ModelConfig, RecomputeConfig, RunConfig
 from trainer.config.validate_dispatch import dispatch_problems
 from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
@@ -47,6 +47,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _compiler_problems(config.run)
     yield from _checkpoint_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
+    yield from _recompute_problems(config.recompute)
     yield from _pipeline_problems(config)
     yield from recipe_problems(config)
 
@@ -181,6 +182,14 @@ def _checkpoint_problems(config: Config) -> Iterator[str]:
         yield (
             f"{key} is {mine}, but the checkpoint of model.init_from has {other}: set it, or take "
             f"all of its model section from `python launch/convert.py {folder} --print-config`"
+        )
+
+
+def _recompute_problems(recompute: RecomputeConfig) -> Iterator[str]:
+    if recompute.layer and recompute.offload:
+        yield (
+            "recompute.offload moves what experts keep, and with recompute.layer true they keep "
+            "nothing: set one of both to false"
         )
 
 

@@ -49,6 +49,11 @@ class InferenceOps(Ops):
     def accurate_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.linear(self.accurate(x), weight)
 
+    def swiglu_linear(
+        self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool
+    ) -> Tensor:
+        return self.linear(self.kernels.swiglu(gate_TI, up_TI), weight)
+
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
         return nn.functional.embedding(tokens, weight)
 

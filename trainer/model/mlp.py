@@ -20,7 +20,7 @@ class MLP(nn.Module):
         self.gate_proj = Linear(ops, dim, inner)
         self.up_proj = Linear(ops, dim, inner)
         self.down_proj = Linear(ops, inner, dim)
-        self.recompute = options.recompute
+        self.recompute, self.recompute_swiglu = options.recompute, options.recompute_swiglu
 
     def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
         """x, the residual stream, and this MLP of n, [T, D] each -> [T, D]."""
@@ -30,5 +30,4 @@ class MLP(nn.Module):
     def mix(self, tape: Tape, n_TD: Tensor) -> Tensor:
         n = self.ops.operand(tape, n_TD, recompute=self.recompute.norm)
         gate_TI, up_TI = self.gate_proj(n), self.up_proj(n)
-        act_TI = tape.compute(self.ops.swiglu, gate_TI, up_TI, recompute=self.recompute.swiglu)
-        return self.down_proj(act_TI)
+        return self.ops.swiglu_linear(gate_TI, up_TI, self.down_proj.weight, self.recompute_swiglu)

@@ -65,7 +65,7 @@ class MoE(nn.Module):
         )
         self.gate = Gate(ops, model.dim, c.experts)
         self.experts = GroupedExperts(
-            ops, experts.held, model.dim, c.expert_dim, self.recompute.swiglu
+            ops, experts.held, model.dim, c.expert_dim, options.recompute_swiglu
         )
         self.shared_experts: MLP | None = None
         if c.shared_experts:
@@ -81,7 +81,8 @@ class MoE(nn.Module):
         if self.shared_experts is not None:
             x_TD = yield from self.shared_experts(tape, x_TD, n_TD)
         received, x_TD = yield from route.dispatch(tape, n_TD, weights_TK, x_TD)
-        y_ND = tape.compute(self.experts.forward, tape, *received, recompute=self.recompute.layer)
+        with tape.offload(self.recompute.offload):
+            y_ND = tape.compute(self.experts.forward, *received, recompute=self.recompute.layer)
         return (yield from route.combine(tape, y_ND, x_TD))
 
     def choose_experts(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

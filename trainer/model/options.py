@@ -19,3 +19,8 @@ class LayerOptions:
     ops: Ops
     sequence_length: int
     choose: Choose = choose
+
+    @property
+    def recompute_swiglu(self) -> bool:
+        """By itself: where a whole layer is computed again, so is its SwiGLU."""
+        return self.recompute.swiglu and not self.recompute.layer

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from parallel.ops.fp8.grouped import fp8_grouped_linear
 from parallel.ops.fp8.linear import fp8_attention_output, fp8_linear
+from parallel.ops.fp8.product import Fp8GroupedProduct, Fp8Product
 from parallel.ops.fp8.rounded import Rounded, rounded
 from parallel.ops.fp8.swiglu import fp8_swiglu_linear
 from parallel.ops.fp8.weights import QuantisedWeights
@@ -32,26 +32,35 @@ class Fp8Ops(Ops):
 
     def linear(self, x: Operand, weight: Tensor) -> Tensor:
         if isinstance(x, Rounded):
-            return fp8_linear(x, weight, self.deferred, self.weights)
+            return fp8_linear(x, self._product(weight))
         y_TO = self.linear(rounded(x.flatten(0, -2)), weight)
         return y_TO.view(*x.shape[:-1], -1)
 
     def attention_output(self, x_TI: Tensor, weight: Tensor) -> Tensor:
-        return fp8_attention_output(x_TI, weight, self.deferred, self.weights)
+        return fp8_attention_output(x_TI, self._product(weight))
 
     def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
-        return fp8_grouped_linear(rounded(x_PI), weight_EOI, groups, self.deferred, self.weights)
+        return fp8_linear(rounded(x_PI), self._grouped(weight_EOI, groups))
 
     def swiglu_linear(
+        self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool
+    ) -> Tensor:
+        product = self._product(weight)
+        return fp8_swiglu_linear(self.kernels.swiglu, product, recompute, gate_TI, up_TI)
+
+    def weighted_swiglu_linear(
         self,
-        tape: Tape,
         gate_up_P2I: Tensor,
         weight_P: Tensor,
-        down_EOI: Tensor,
+        weight_EOI: Tensor,
         groups: Groups,
         recompute: bool,
     ) -> Tensor:
-        return fp8_swiglu_linear(
-            self.kernels.weighted_swiglu, gate_up_P2I, weight_P, down_EOI, groups,
-            self.deferred, self.weights, keep_output=not recompute,
-        )  # fmt: skip
+        product, kernel = self._grouped(weight_EOI, groups), self.kernels.weighted_swiglu
+        return fp8_swiglu_linear(kernel, product, recompute, gate_up_P2I, weight_P)
+
+    def _product(self, weight: Tensor) -> Fp8Product:
+        return Fp8Product(weight, self.deferred, self.weights)
+
+    def _grouped(self, weight_EOI: Tensor, groups: Groups) -> Fp8GroupedProduct:
+        return Fp8GroupedProduct(weight_EOI, groups, self.deferred, self.weights)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallel.ops.fp8.tiles import TILE, Tiled, tiles_along_rows
+from parallel.ops.fp8.tiles import tiles_along_rows
 
 
 class Rounded(NamedTuple):
@@ -22,10 +22,6 @@ class Rounded(NamedTuple):
     carrier: Tensor
     codes: Tensor
     scales: Tensor
-
-    @property
-    def tiled(self) -> Tiled:
-        return Tiled(self.codes, self.scales, (1, TILE))
 
 
 def rounded(x_TC: Tensor) -> Rounded:

@@ -8,55 +8,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.ops.fp8.grouped import defer_grouped, forward_product, input_gradient
-from parallel.ops.fp8.tiles import TILE, Tiled, tiles_along_rows
-from parallel.ops.fp8.weights import QuantisedWeights
-from parallel.ops.groups import Groups
+from parallel.ops.fp8.product import Fp8GroupedProduct, Fp8Product
+from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
 from parallel.ops.kernel import Kernel
-from parallel.tape.weight_gradients import WeightGradients
 
 
 def fp8_swiglu_linear(
-    kernel: Kernel,
-    gate_up_P2I: Tensor,
-    weight_P: Tensor,
-    down_EOI: Tensor,
-    groups: Groups,
-    deferred: WeightGradients,
-    weights: QuantisedWeights,
-    keep_output: bool,
+    kernel: Kernel, product: Fp8Product | Fp8GroupedProduct, recompute: bool, *inputs: Tensor
 ) -> Tensor:
-    """Rows of kernel(gate_up, weight) x matrix of their expert, transposed -> [P, O].
+    """The product with kernel(*inputs). Matrices among the inputs are kept in fp8.
 
-    keep_output: of the SwiGLU, in fp8; where not, it is computed again from what is kept of its
-    input, which is the input rounded to fp8.
+    recompute: the output of the kernel, from what is kept of its inputs, which are rounded then;
+    where not, it is kept too, in fp8.
     """
-    return _SwigluLinear.apply(
-        gate_up_P2I, weight_P, kernel, down_EOI, groups, deferred, weights, keep_output
-    )
+    return _Fp8SwigluLinear.apply(kernel, product, recompute, *inputs)
 
 
-class _SwigluLinear(torch.autograd.Function):
+class _Fp8SwigluLinear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx: Any, gate_up_P2I, weight_P, kernel, down_EOI, groups, deferred, weights, keep_output
-    ):
-        kept = tiles_along_rows(gate_up_P2I)
-        act = tiles_along_rows(*kernel.forward(gate_up_P2I, weight_P))
-        kept_act = (act.codes, act.scales) if keep_output else ()
-        ctx.save_for_backward(kept.codes, kept.scales, weight_P, *kept_act)
-        ctx.kernel, ctx.down, ctx.groups = kernel, down_EOI, groups
-        ctx.deferred, ctx.weights, ctx.dtype = deferred, weights, gate_up_P2I.dtype
-        return forward_product(act, weights.values(down_EOI), groups, ctx.dtype)
+    def forward(ctx: Any, kernel, product, recompute, *inputs):  # type: ignore[no-untyped-def]
+        dtype = inputs[0].dtype
+        act = tiles_along_rows(*kernel.forward(*inputs))
+        kept = [_kept(each) for each in inputs]
+        kept_act = () if recompute else (act.codes, act.scales)
+        ctx.save_for_backward(*kept_act, *(tensor for tensors in kept for tensor in tensors))
+        ctx.sizes, ctx.keeps_act = [len(tensors) for tensors in kept], not recompute
+        ctx.kernel, ctx.product, ctx.dtype = kernel, product, dtype
+        return product.forward(act, dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_PO: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scales, weight_P, *kept_act = ctx.saved_tensors
-        gate_up_P2I = Tiled(codes, scales, (1, TILE)).values(ctx.dtype)
-        if kept_act:
-            act = Tiled(kept_act[0], kept_act[1], (1, TILE))
-        else:
-            act = tiles_along_rows(*ctx.kernel.forward(gate_up_P2I, weight_P))
-        defer_grouped(ctx.deferred, ctx.down, grad_PO, act, ctx.groups)
-        grad_PI = input_gradient(grad_PO, ctx.weights.values(ctx.down), ctx.groups)
-        return (*ctx.kernel.backward(grad_PI, gate_up_P2I, weight_P), *(None,) * 6)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        act = Tiled.along_rows(next(saved), next(saved)) if ctx.keeps_act else None
+        inputs = [_read([next(saved) for _ in range(size)], ctx.dtype) for size in ctx.sizes]
+        if act is None:
+            act = tiles_along_rows(*ctx.kernel.forward(*inputs))
+        ctx.product.defer(grad, act)
+        act_grad = ctx.product.input_gradient(grad)
+        return (None, None, None, *ctx.kernel.backward(act_grad, *inputs))
+
+
+def _kept(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.ndim < 2:
+        return (tensor,)
+    tiled = tiles_along_rows(tensor)
+    return tiled.codes, tiled.scales
+
+
+def _read(kept: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return kept[0] if len(kept) == 1 else Tiled.along_rows(kept[0], kept[1]).values(dtype)

@@ -33,6 +33,10 @@ class Tiled:
     scales: Tensor
     tile: tuple[int, int]
 
+    @classmethod
+    def along_rows(cls, codes: Tensor, scales: Tensor) -> Tiled:
+        return cls(codes, scales, (1, TILE))
+
     def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """codes x scales, computed in float32, [R, C]."""
         rows, columns = self.codes.shape
