@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.ops.groups import Groups
-from parallel.ops.ops import Operand, Ops
+from parallel.ops.ops import Linear, Operand, Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ranks.process import Process
 from parallel.reduce.gradients import make_gradients

@@ -53,8 +53,9 @@ class ClusterConfig:
 class PlanConfig:
     """What the planner assumes of a run beyond its config."""
 
-    linear: Literal["bfloat16", "fp8"] = "bfloat16"
-    """Type of the products that the plan counts: a run's are bfloat16 until it trains in fp8."""
+    linear: Literal["bfloat16", "fp8"] | None = None
+    """Type of the products whose time the plan counts where it is not that of the run, which
+    precision.linear names."""
     dispatch: Literal["all_to_all", "hierarchical", "deepep"] | None = None
     """Way of tokens to their experts where it is not that of the run, mesh.dispatch; with deepep
     they travel in fp8 where linear is."""

@@ -12,7 +12,7 @@ from trainer.plan.memory import RankMemory
 from trainer.plan.parameters import stage_parameters
 from trainer.plan.plan import Plan
 from trainer.plan.remedies import Remedy
-from trainer.plan.traffic import dispatch_of
+from trainer.plan.traffic import dispatch_of, linear_of
 
 
 def memory_parts(rank: RankMemory) -> dict[str, float]:
@@ -29,7 +29,7 @@ def as_json(plan: Plan, found: Sequence[Remedy] | None = None) -> dict[str, Any]
         "gpu": plan.machine.gpu,
         "schedule": plan.schedule.name,
         "costs": config.plan.costs,
-        "linear": config.plan.linear,
+        "linear": linear_of(config),
         "dispatch": dispatch_of(config),
         "parameters": asdict(plan.parameters),
         "parameters_by_rank": [rank.total for rank in plan.ranks],

@@ -16,7 +16,7 @@ from parallel.ranks.mesh import Mesh
 from trainer.config.schema import Config
 from trainer.plan.datasheets import Machine
 from trainer.plan.flops import BACKWARD_AND_FORWARD, layer_flops
-from trainer.plan.traffic import Bytes, exchange_bytes, tokens_of_micro_batch
+from trainer.plan.traffic import Bytes, exchange_bytes, linear_of, tokens_of_micro_batch
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def overlap_rule(config: Config, mesh: Mesh, machine: Machine) -> OverlapRule | 
     network = Bytes(network=there.network).seconds(machine) >= there.seconds(machine)
     link, bandwidth = ("network", machine.network) if network else ("nvlink", machine.nvlink)
     sent, sent_back = (there.network, back.network) if network else (there.nvlink, back.nvlink)
-    peak = machine.fp8 if config.plan.linear == "fp8" else machine.bf16
+    peak = machine.fp8 if linear_of(config) == "fp8" else machine.bf16
     flops = layer_flops(model, model.dense_layers, config.data.sequence_length)
     tokens = tokens_of_micro_batch(config, mesh)
     return OverlapRule(

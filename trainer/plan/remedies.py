@@ -81,6 +81,10 @@ def _changes(config: Config) -> Iterator[Changes]:
         some = ("norm", "mla_up", "swiglu")
         if not all(getattr(recompute, name) for name in some):
             yield tuple((f"recompute.{name}", True) for name in some)
+    if not (recompute.layer or recompute.offload):
+        yield (("recompute.offload", True),)
+    if config.precision.parameters == "bfloat16" and config.precision.linear == "same":
+        yield (("precision.linear", "fp8"),)
     if config.optimizer.zero == "off":
         yield (("optimizer.zero", "shard"),)
     if config.optimizer.moments == "float32":

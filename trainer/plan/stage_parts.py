@@ -19,6 +19,7 @@ from trainer.plan.traffic import (
     Exchanges,
     dispatch_of,
     exchange_seconds,
+    linear_of,
     tokens_of_micro_batch,
 )
 
@@ -49,7 +50,7 @@ def stage_parts(
     """
     tokens, length = tokens_of_micro_batch(config, mesh), config.data.sequence_length
     share = 1 - config.cluster.communication_sms / machine.sms if mesh.expert > 1 else 1.0
-    roofline = Roofline(config.model, config.recompute, config.plan.linear, machine, share)
+    roofline = Roofline(config.model, config.recompute, linear_of(config), machine, share)
     return StageParts(
         attention=roofline.attention(tokens, sequence_length or length),
         experts=roofline.experts(tokens, length),
@@ -84,7 +85,7 @@ def _require_what_was_traced(config: Config, trace: Trace) -> None:
     moe, traced = model.moe, trace.config.model.moe
     for key, value, measured in (
         ("cluster.gpu", config.cluster.gpu, there.cluster.gpu),
-        ("plan.linear", config.plan.linear, there.plan.linear),
+        ("plan.linear", linear_of(config), linear_of(there)),
         ("plan.dispatch", dispatch_of(config), dispatch_of(there)),
         ("model.dim", model.dim, there.model.dim),
         ("model.attention.heads", model.attention.heads, there.model.attention.heads),

@@ -12,7 +12,7 @@ from trainer.plan.datasheets import GIB
 from trainer.plan.overlap_rule import OverlapRule
 from trainer.plan.plan import Plan
 from trainer.plan.remedies import Remedy
-from trainer.plan.traffic import Bytes
+from trainer.plan.traffic import Bytes, linear_of
 
 PARTS = {
     "forward": "forward alone",
@@ -47,7 +47,7 @@ def heading(plan: Plan) -> str:
     """What is planned, in one line."""
     return (
         f"{plan.cost.gpus:,} {plan.machine.gpu.upper()}, {plan.schedule.name}, products in "
-        f"{plan.config.plan.linear}, costs by {plan.config.plan.costs}"
+        f"{linear_of(plan.config)}, costs by {plan.config.plan.costs}"
     )
 
 

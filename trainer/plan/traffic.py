@@ -7,6 +7,7 @@ what stays in a node through NVLink. Effective rates are shares of the datasheet
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from parallel.ranks.mesh import Mesh
 from trainer.config.schema import Config
@@ -63,6 +64,11 @@ class Copies:
     nvlink: float
 
 
+def linear_of(config: Config) -> Literal["bfloat16", "fp8"]:
+    """What the plan counts: plan.linear, or else what the run does."""
+    return config.plan.linear or ("fp8" if config.precision.linear == "fp8" else "bfloat16")
+
+
 def dispatch_of(config: Config) -> str:
     """What the plan counts: plan.dispatch, or else what the run does."""
     return config.plan.dispatch or config.mesh.dispatch
@@ -84,7 +90,7 @@ def exchange_bytes(config: Config, mesh: Mesh, machine: Machine) -> dict[str, By
     """Of the four all-to-alls by name, for one layer and micro-batch."""
     copies, tokens = copies_sent(config, mesh, machine), tokens_of_micro_batch(config, mesh)
     dim, top_k = config.model.dim, config.model.moe.top_k
-    narrow = FP8_BYTES if config.plan.linear == "fp8" and dispatch_of(config) == "deepep" else 2
+    narrow = FP8_BYTES if linear_of(config) == "fp8" and dispatch_of(config) == "deepep" else 2
     rows = {
         "dispatch": narrow * dim + ROUTING_BYTES * top_k,
         "combine": 2 * dim,
