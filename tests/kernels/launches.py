@@ -1,0 +1,27 @@
+"""Every kernel once, with shapes that divide as those of a model do."""
+
+from __future__ import annotations
+
+import torch
+
+from parallel.ops.fp8.tiles import CODE
+from parallel.ops.groups import Groups
+from parallel.ops.triton.grouped import add_grouped_product
+from parallel.ops.triton.quantise import quantise_columns, quantise_rows
+from parallel.ops.triton.row_tiles import RowTiles
+from parallel.ops.triton.scaled_products import add_scaled_product, scaled_product
+
+ROWS, OUTPUTS, INPUTS = 512, 256, 384
+SIZES = (256, 0, 200, 56)
+
+
+def launch_all() -> None:
+    x = torch.zeros(ROWS, INPUTS).bfloat16()
+    grad = torch.zeros(ROWS, OUTPUTS).bfloat16()
+    groups = Groups.of(torch.tensor(SIZES), SIZES)
+    tiles, into = RowTiles.of(groups), torch.zeros(len(SIZES), OUTPUTS, INPUTS)
+    rows = quantise_rows(x)
+    scales = torch.zeros(len(SIZES), OUTPUTS // 128, INPUTS // 128)
+    scaled_product(rows, into.to(CODE), scales, tiles, torch.bfloat16)
+    add_scaled_product(into, quantise_columns(grad, tiles), quantise_columns(rows, tiles))
+    add_grouped_product(into, grad, x, groups)
