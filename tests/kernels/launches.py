@@ -8,6 +8,7 @@ from parallel.ops.fp8.tiles import CODE
 from parallel.ops.groups import Groups
 from parallel.ops.triton.grouped import add_grouped_product
 from parallel.ops.triton.quantise import quantise_columns, quantise_rows
+from parallel.ops.triton.rotary import join_rotated, sum_turned_back
 from parallel.ops.triton.row_tiles import RowTiles
 from parallel.ops.triton.scaled_products import add_scaled_product, scaled_product
 from parallel.ops.triton.softmax import gradient_, loss_and_normaliser
@@ -50,3 +51,8 @@ def between_products() -> None:
     logits = torch.zeros(ROWS, 129280).bfloat16()
     _, normaliser = loss_and_normaliser(logits, number, -1)
     gradient_(logits, normaliser, number, -1)
+    heads, angles = torch.zeros(ROWS, 128, 192).bfloat16(), torch.zeros(ROWS, 32)
+    still, turned = heads.split([128, 64], -1)
+    join_rotated(still, turned, angles, angles)
+    join_rotated(still, turned, angles, angles, backward=True)
+    sum_turned_back(turned, angles, angles)
