@@ -59,6 +59,31 @@ def square(x: Tensor) -> Tensor:
     return x * x
 
 
+def test_a_weight_gradient_that_waits_keeps_no_graph() -> None:
+    """It would keep the gradients that the backward has left there."""
+    sent_back: list[StorageWeakRef] = []
+
+    class Watched(Shuffle):
+        def start(self, *tensors: Tensor) -> Arrived:
+            sent_back[:] = [StorageWeakRef(each.untyped_storage()) for each in tensors]
+            return super().start(*tensors)
+
+        def reversed(self) -> Shuffle:
+            return self
+
+    weight = torch.nn.Parameter(torch.randn(WIDTH, WIDTH))
+    weight.grad = torch.zeros(WIDTH, WIDTH)
+
+    def forward(tape: Tape, x: Tensor) -> Pass[Tensor]:
+        (y,) = yield from tape.exchange("out", Watched((1, 0, 3, 2, 5, 4)), x)
+        return linear(2 * y, weight, tape.deferred)
+
+    tape, (x, _, grad) = Tape(), _batch(1)
+    tape.end(run(forward(tape, tape.begin(x))))
+    run(tape.backward(WeightTiming.LATER, grad))
+    assert len(tape.weight_gradients) == 1 and sent_back[0].expired()
+
+
 def smooth(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(x)
 

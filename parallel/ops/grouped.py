@@ -48,6 +48,7 @@ class GroupedProduct:
 
     def defer(self, grad_PO: Tensor, x_PI: Tensor) -> None:
         """Leave the weight gradients for later. grad: contiguous."""
+        x_PI = x_PI.detach()  # else it would keep the graph that made it
         self.deferred.defer(
             lambda: _accumulate(gradient_of(self.weight_EOI), grad_PO, x_PI, self.groups)
         )

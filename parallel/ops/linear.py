@@ -39,7 +39,8 @@ class Product:
 
     def defer(self, grad: Tensor, x: Tensor) -> None:
         """Leave the weight gradient for later."""
-        grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
+        # Detached: x would keep the graph that made it, and with it what the backward left there.
+        grad_TO, x_TI = grad.flatten(0, -2), x.detach().flatten(0, -2)
         self.deferred.defer(lambda: add_product(gradient_of(self.weight), grad_TO, x_TI))
 
 

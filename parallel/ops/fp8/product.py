@@ -46,6 +46,8 @@ class Fp8Product:
         """Leave the weight gradient for later. x: in tiles along rows, or itself. The gradient is
         rounded at once, and half the memory waits."""
         grad = tiles_along_columns(grad_TO)
+        if isinstance(x, Tensor):
+            x = x.detach()  # else it would keep the graph that made it
         self.deferred.defer(lambda: _add(gradient_of(self.weight), grad, x))
 
 
