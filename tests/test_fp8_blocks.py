@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from parallel.ops.fp8.tiles import blocks
+from parallel.ops.fp8.weights import QuantisedWeights
 from tests.synthetic_checkpoint import TOY, tensors_of
+from trainer.checkpoint.hf.encode import encode
 from trainer.checkpoint.hf.fp8_blocks import dequantise, is_block_quantised, quantise, scale_shape
 from trainer.errors import CheckpointError
 
@@ -116,3 +119,22 @@ def test_the_matrices_that_are_released_in_fp8() -> None:
         assert is_block_quantised(name) == (dtype == FP8), name
     assert is_block_quantised("model.layers.3.self_attn.q_proj.weight")  # V2-Lite
     assert not is_block_quantised("model.layers.3.self_attn.q_a_proj.weight_scale_inv")
+
+
+@given(SIZES, SIZES, st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_an_export_holds_what_training_multiplied_with(inner: int, width: int, seed: int) -> None:
+    """A bfloat16 weight, and the joined gate and up of an expert whose halves are whole blocks.
+    Trained again from the file, in bfloat16, it has the same codes, and scales as near as that."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.randn(inner, width, generator=generator) * 0.02).bfloat16()
+    joined = (torch.randn(1, 256, width, generator=generator) * 0.02).bfloat16()
+    trained, name = QuantisedWeights(), "model.layers.3.mlp.experts.0.gate_proj.weight"
+    halves = zip(joined[0].chunk(2), trained.values(joined)[0].chunk(2))
+    for matrix, multiplied_with in [(weight, trained.values(weight)), *halves]:
+        codes, scales = encode(name, matrix, "fp8").values()
+        values = dequantise(codes, scales, torch.float32)
+        assert torch.equal(values, multiplied_with)
+        loaded = blocks(dequantise(codes, scales, torch.bfloat16))
+        assert torch.equal(loaded.codes.view(torch.uint8), codes.view(torch.uint8))
+        torch.testing.assert_close(loaded.scales, scales, rtol=2**-8, atol=0)
