@@ -1,28 +1,61 @@
-"""Causal attention: torch's kernel, in the shape and the type in which this machine is fast."""
+"""Causal attention: by the kernel that is pinned, in the shape and type in which it is fast."""
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from parallel.ops.products import emulated
 
+AttentionKernel: TypeAlias = Literal["flash3", "cudnn", "flash", "efficient", "math"]
+KERNELS: tuple[AttentionKernel, ...] = get_args(AttentionKernel)
+"""Fastest first, as published for Hopper."""
+
 _SHORT = 256  # positions up to which a CPU's kernel takes up to twice as long in bfloat16
+_OF_TORCH = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, kernel: AttentionKernel | None = None
+) -> Tensor:
     """softmax(scale x query . key) value over positions up to each, [B, H, S, N] -> [B, H, S, V].
 
-    The kernel sums and takes its softmax in float32 or wider.
+    The kernel sums and takes its softmax in float32 or wider. kernel: which one, as
+    attention_kernel.py chooses it; torch's choice where not given. Raises RuntimeError where it
+    cannot run, ImportError where it is not installed.
     """
     short = query.dtype == torch.bfloat16 and query.shape[-2] <= _SHORT
     if emulated(query) or (short and query.device.type == "cpu"):
-        wide = causal_attention(query.float(), key.float(), value.float(), scale)
+        wide = causal_attention(query.float(), key.float(), value.float(), scale, kernel)
         return wide.bfloat16()
     narrower = query.shape[-1] - value.shape[-1]
-    if narrower > 0 and query.device.type == "cpu":
+    if narrower > 0 and query.device.type == "cpu" and kernel in (None, "flash"):
         # On the CPU torch has a fused kernel for values as wide as queries only.
-        wide = causal_attention(query, key, pad(value, (0, narrower)), scale)
+        wide = causal_attention(query, key, pad(value, (0, narrower)), scale, kernel)
         return wide[..., :-narrower]
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    if kernel == "flash3":
+        return _flash3(query, key, value, scale)
+    if kernel is None:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    with sdpa_kernel(_OF_TORCH[kernel]):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+
+
+def _flash3(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """By FlashAttention 3, which has positions before heads; its result is in that order, too."""
+    from flash_attn_interface import flash_attn_func
+
+    by_position = (x.transpose(1, 2) for x in (query, key, value))
+    out_BSHV = flash_attn_func(*by_position, softmax_scale=scale, causal=True)
+    # Versions before its 3.0 also return log-sum-exp.
+    out_BSHV = out_BSHV if isinstance(out_BSHV, Tensor) else out_BSHV[0]
+    return out_BSHV.transpose(1, 2)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from parallel.ops.attention import causal_attention
+from parallel.ops.attention import AttentionKernel, causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
 from parallel.ops.fp8.rounded import Rounded
@@ -36,12 +36,14 @@ class Ops:
     """precision: of the weights that it makes. deferred: where the backward of a product leaves
     its weight gradient; the tape of the micro-batch takes it from there, region by region.
     kernels: what is computed between products. weights_on: where it makes weights, such as on meta,
-    without memory; torch's own device where not given."""
+    without memory; torch's own device where not given. attention_kernel: torch's choice where not
+    given."""
 
     precision: Precision = field(default_factory=Precision)
     deferred: WeightGradients = field(default_factory=WeightGradients)
     kernels: Kernels = field(default_factory=Kernels)
     weights_on: torch.device | None = None
+    attention_kernel: AttentionKernel | None = None
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """A weight, not set."""
@@ -88,7 +90,7 @@ class Ops:
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention, [B, H, S, N] each -> [B, H, S, V]; softmax in float32 or wider."""
-        return causal_attention(query, key, value, scale)
+        return causal_attention(query, key, value, scale, self.attention_kernel)
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """x [..., D] / rms(x) x weight, computed in float32 or wider, in the type of x."""

@@ -44,6 +44,9 @@ class RunConfig:
     """Seed of the initial weights and of the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes CUDA where there is a GPU for each local process, else the CPU."""
+    attention: Literal["auto", "flash3", "cudnn", "flash", "efficient", "math"] = "auto"
+    """Kernel of attention: flash3 is FlashAttention 3, where it is installed, the others torch's;
+    auto takes the first that runs in the model's shape and type. A CPU has flash and math."""
     compile: bool = False
     """Compile norms and SwiGLU with torch.compile, in the first step; it takes a compiler."""
     timeout: Annotated[float, Range(above=0, most=1e6)] = 600.0

@@ -109,6 +109,7 @@ def _passes(config: Config, kind: StageKind) -> StageMemory:
     depends = (
         config.model, config.recompute, config.precision, config.mesh.expert,
         config.pipeline.overlap, config.data.sequence_length, tokens, config.run.device,
+        config.run.attention,
     )  # fmt: skip
     return _run(_Asked(kind, repr(depends), config))
 

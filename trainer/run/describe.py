@@ -18,6 +18,7 @@ def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
     return [
         f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated per "
         f"token; {c.precision.parameters} on {layout.device.type}",
+        f"attention: kernel {layout.part.options.ops.attention_kernel} (run.attention)",
         f"mesh: {mesh.world} process{'es' * (mesh.world > 1)} = pipeline {mesh.pipeline} x "
         f"expert_data {mesh.expert_data} x expert {mesh.expert}",
         f"steps: {recipe.plan.end.step} of {counts} micro-batches, each of "
