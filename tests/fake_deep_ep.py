@@ -49,12 +49,18 @@ class FakeBuffer:
         return in_rank.sum(0).int(), None, per_expert, in_rank, FakeEvent()
 
     def dispatch(
-        self, x: Tensor, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
+        self, x: Any, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
         num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
         num_tokens_per_expert: Tensor | None = None, topk_idx: Tensor | None = None,
         topk_weights: Tensor | None = None, *, async_finish: bool = False,
     ) -> Any:  # fmt: skip
-        assert x.dtype is self.values and x.ndim == 2 and x.is_contiguous()
+        codes_and_scales = isinstance(x, tuple)
+        x, scales = x if codes_and_scales else (x, None)
+        wanted = torch.float8_e4m3fn if codes_and_scales else self.values
+        assert x.dtype is wanted and x.ndim == 2 and x.is_contiguous()
+        if scales is not None:
+            assert scales.dtype is torch.float32 and len(scales) == len(x)
+            x = x.view(torch.uint8)  # which can be sent as an object
         cached = handle is not None
         if cached:
             assert topk_idx is None and topk_weights is None and num_tokens_per_rank is None
@@ -65,10 +71,13 @@ class FakeBuffer:
             assert torch.equal(num_tokens_per_rank, in_rank.sum(0).int())
         self.sent.append(in_rank.sum(0).tolist())
         mine = self._exchanged([
-            [t[to] for t in (x, topk_idx, topk_weights) if t is not None] for to in in_rank.T
+            [t[to] for t in (x, topk_idx, topk_weights, scales) if t is not None]
+            for to in in_rank.T
         ])  # fmt: skip
         rows = [part[0] for part in mine]
         recv_x, finish = _late(torch.cat(rows))
+        if scales is not None:
+            recv_x = recv_x.view(torch.float8_e4m3fn), torch.cat([part[-1] for part in mine])
         if cached:
             return recv_x, None, None, None, None, FakeEvent(finish)
         each = len(num_tokens_per_expert) // self.ranks
@@ -110,5 +119,5 @@ class FakeBuffer:
 
 def _late(result: Tensor) -> tuple[Tensor, Any]:
     """A tensor that has its numbers once the function has been called."""
-    late = torch.full_like(result, float("nan"))
+    late = torch.full_like(result, float("nan") if result.is_floating_point() else 127)
     return late, lambda: late.copy_(result)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from parallel.expert.by_node import NodeDispatcher, NodeGroups
 from parallel.expert.placement import ExpertPlacement
+from parallel.expert.wire import Fp8Wire, PlainWire
+from parallel.ops.fp8.rounded import Rounded, read
 from parallel.ranks.process import Process
 from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape
@@ -51,7 +54,7 @@ CHOICES = every_choice()
 CONFIG = Config(
     mesh=MeshConfig(expert=RANKS),
     pipeline=PipelineConfig("1f1b", micro_batches=1),
-    model=ModelConfig(dim=16, moe=MOE),
+    model=ModelConfig(dim=512, moe=MOE),
     data=DataConfig(sequence_length=len(CHOICES), global_batch=RANKS),
     cluster=ClusterConfig(gpus_per_node=PER_NODE),
     plan=PlanConfig(dispatch="deepep"),
@@ -66,7 +69,7 @@ def node_groups(rank: int, ranks: int, per_node: int) -> NodeGroups:
     return NodeGroups(dist.group.WORLD, across, within)
 
 
-def bytes_sent(process: Process) -> dict[str, tuple[int, int]]:
+def bytes_sent(process: Process, config: Config) -> dict[str, tuple[int, int]]:
     """Of dispatch and combine: bytes to other nodes, and to the other rank of this node."""
     groups = node_groups(process.rank, RANKS, PER_NODE)
     exchange, sent = dist.all_to_all_single, []
@@ -82,15 +85,17 @@ def bytes_sent(process: Process) -> dict[str, tuple[int, int]]:
 
     dist.all_to_all_single = spy
     placement = ExpertPlacement.contiguous(MOE.experts, RANKS)
-    dispatcher = NodeDispatcher(groups, placement, torch.device("cpu"))
-    x_TD = torch.randn(len(CHOICES), CONFIG.model.dim).bfloat16()
+    wire = Fp8Wire() if config.mesh.dispatch_dtype == "fp8" else PlainWire()
+    dispatcher = NodeDispatcher(groups, placement, torch.device("cpu"), wire)
+    x_TD = torch.randn(len(CHOICES), config.model.dim).bfloat16()
     tape = Tape(training=False)
 
     def forward() -> Pass[Tensor]:
         route = yield from dispatcher.route(tape, CHOICES)
         weights_TK = torch.ones(CHOICES.shape)
         received, _ = yield from route.dispatch(tape, x_TD, weights_TK, x_TD)
-        return (yield from route.combine(tape, received.x_ND, x_TD))
+        x_ND = read(received.x) if isinstance(received.x, Rounded) else received.x
+        return (yield from route.combine(tape, x_ND, x_TD))
 
     tape.begin(x_TD)
     tape.end(run(forward()))
@@ -99,9 +104,11 @@ def bytes_sent(process: Process) -> dict[str, tuple[int, int]]:
     return {"dispatch": (there, on), "combine": (back, back_on)}
 
 
-def test_bytes_between_nodes_are_those_of_the_plan() -> None:
-    by_rank = run_world(RANKS, bytes_sent)
-    plan = exchange_bytes(CONFIG, mesh_of(CONFIG), machine_of(CONFIG.cluster))
+@pytest.mark.parametrize("dtype", ["same", "fp8"])
+def test_bytes_between_nodes_are_those_of_the_plan(dtype: Literal["same", "fp8"]) -> None:
+    config = replace(CONFIG, mesh=replace(CONFIG.mesh, dispatch_dtype=dtype))
+    by_rank = run_world(RANKS, bytes_sent, config)
+    plan = exchange_bytes(config, mesh_of(config), machine_of(config.cluster))
     for name in ("dispatch", "combine"):
         network, nvlink = (sum(each[name][i] for each in by_rank) / RANKS for i in range(2))
         assert network == pytest.approx(plan[name].network, rel=1e-12)

@@ -63,6 +63,7 @@ class Case:
     linear: Literal["same", "fp8"] = "same"
     micro_batches: int | None = None
     by_node: bool = False
+    dispatch_dtype: Literal["same", "fp8"] = "same"
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
@@ -70,7 +71,8 @@ class Case:
             run=RunConfig(steps=STEPS, seed=1),
             precision=PrecisionConfig("float64", self.linear),
             mesh=MeshConfig(
-                pipeline, expert, expert_data, "hierarchical" if self.by_node else "all_to_all"
+                pipeline, expert, expert_data,
+                "hierarchical" if self.by_node else "all_to_all", self.dispatch_dtype,
             ),
             cluster=ClusterConfig(gpus_per_node=2),
             pipeline=PipelineConfig(

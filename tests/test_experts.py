@@ -16,6 +16,7 @@ from parallel.expert.deepep import DeepEPDispatcher, DeepEPError, open_buffer
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
 from parallel.expert.placement import ExpertPlacement, PlacementError
+from parallel.expert.wire import Fp8Wire, PlainWire, Wire
 from parallel.ops.grouped import GroupedProduct, grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
@@ -114,7 +115,7 @@ def _moe(
     def forward(x: Tensor) -> Pass[Tensor]:
         route = yield from dispatcher.route(tape, choices)
         received, sum_TD = yield from route.dispatch(tape, x, weights, 2 * x)
-        return (yield from route.combine(tape, experts(*received), sum_TD))
+        return (yield from route.combine(tape, experts(*received.parts()), sum_TD))
 
     y = tape.end(run(forward(tape.begin(x))))
     x.grad = run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, torch.cos(y)))
@@ -139,9 +140,11 @@ def _placements(world: int) -> dict[str, ExpertPlacement]:
     }
 
 
-def _cases(world: int) -> list[tuple[str, str, bool]]:
-    """(placement, scene, recompute) of each case."""
-    return list(itertools.product(_placements(world), SCENES, (False, True)))
+def _cases(world: int) -> list[tuple[str, str, bool, Wire]]:
+    """(placement, scene, recompute, wire) of each case."""
+    scenes = itertools.product(_placements(world), SCENES)
+    ways = (False, PlainWire()), (True, PlainWire()), (True, Fp8Wire())
+    return [(*scene, *way) for scene, way in itertools.product(scenes, ways)]
 
 
 def _dispatch(process: Process, way: str) -> list[tuple[dict[str, np.ndarray], list[list[int]]]]:
@@ -161,15 +164,15 @@ def _dispatch(process: Process, way: str) -> list[tuple[dict[str, np.ndarray], l
     world_group, cpu, results = dist.group.WORLD, torch.device("cpu"), []
     nodes = node_groups(rank, world, NODE) if way == "by node" else None
     buffer = FakeBuffer(torch.float64, torch.float64)
-    for name, scene, recompute in _cases(world):
+    for name, scene, recompute, wire in _cases(world):
         placement = _placements(world)[name]
         if way == "deepep":
-            dispatcher: Dispatcher = DeepEPDispatcher(buffer, placement, cpu)
+            dispatcher: Dispatcher = DeepEPDispatcher(buffer, placement, cpu, wire)
         elif nodes is None:
             groups = ExpertGroups(world_group, world_group)
-            dispatcher = AllToAllDispatcher(groups, placement, cpu)
+            dispatcher = AllToAllDispatcher(groups, placement, cpu, wire)
         else:
-            dispatcher = NodeDispatcher(nodes, placement, cpu)
+            dispatcher = NodeDispatcher(nodes, placement, cpu, wire)
         sent.clear()
         buffer.sent.clear()
         result = _moe(dispatcher, placement.held[rank], rank, world, scene, recompute)
@@ -187,10 +190,10 @@ def test_dispatch_sends_a_token_once_and_gives_what_one_rank_gives(world: int, w
     by_rank = run_world(world, _dispatch, way)
     bin_size = NODE if way == "by node" else 1
     alone = tuple(range(EXPERTS))
-    for case, (name, scene, recompute) in enumerate(_cases(world)):
-        where, placement = f"{name}, {scene}, recompute {recompute}", _placements(world)[name]
+    for case, (name, scene, recompute, wire) in enumerate(_cases(world)):
+        where, placement = f"{name}, {scene}, {recompute}, {wire}", _placements(world)[name]
         expected = [
-            _moe(LocalDispatcher(EXPERTS), alone, rank, world, scene, recompute)
+            _moe(LocalDispatcher(EXPERTS, wire), alone, rank, world, scene, recompute)
             for rank in range(world)
         ]
         for rank in range(world):

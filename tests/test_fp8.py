@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,15 +249,43 @@ def test_any_layout_gives_the_numbers_of_one_process(
     that share a tile of their weight gradients are others, and what follows is as near as fp8 is.
     """
     case = Case(schedule, mesh, 1, recompute=True, overlap=True, linear="fp8")
-    micro_batches = case.config().pipeline.micro_batches * mesh[1] * mesh[2]
-    alone = replace(case, schedule="1f1b", mesh=(1, 1, 1), micro_batches=micro_batches)
-    ((one,),) = run_world(1, run_cases, [alone])
-    for (result,) in run_world(mesh[0] * mesh[1] * mesh[2], run_cases, [case]):
+    for result, one in in_both_layouts(case):
         first, second = zip(result["steps"], one["steps"])
         assert first[0].loss == pytest.approx(first[1].loss, rel=1e-10)
         if mesh[1] > 1:
             assert first[0].gradient_norm == pytest.approx(first[1].gradient_norm, rel=0.01)
             assert second[0].loss == pytest.approx(second[1].loss, rel=0.01)
-            continue
-        for name, gradient in result["gradients"].items():
-            np.testing.assert_allclose(gradient, one["gradients"][name], rtol=0, atol=1e-10)
+        else:
+            require_equal_gradients(result, one)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "recompute", "by_node"), [((2, 2, 1), False, False), ((1, 4, 1), True, True)]
+)
+def test_dispatch_in_fp8_is_the_same_rounding_in_any_layout(
+    mesh: tuple[int, int, int], recompute: bool, by_node: bool
+) -> None:
+    """Products in float64: what one process rounds, where nothing travels, is all that differs."""
+    schedule = "dualpipe" if mesh[0] > 1 else "1f1b"
+    case = Case(schedule, mesh, 1, recompute, True, by_node=by_node, dispatch_dtype="fp8")
+    for result, one in in_both_layouts(case):
+        for step, alone in zip(result["steps"], one["steps"]):
+            assert step.loss == pytest.approx(alone.loss, rel=1e-10)
+        require_equal_gradients(result, one)
+
+
+def in_both_layouts(case: Case) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The results of each rank, and of one process."""
+    pipeline, expert, expert_data = case.mesh
+    micro_batches = case.config().pipeline.micro_batches * expert * expert_data
+    alone = replace(
+        case, schedule="1f1b", mesh=(1, 1, 1), micro_batches=micro_batches, by_node=False
+    )
+    ((one,),) = run_world(1, run_cases, [alone])
+    for (result,) in run_world(pipeline * expert * expert_data, run_cases, [case]):
+        yield result, one
+
+
+def require_equal_gradients(result: dict[str, Any], one: dict[str, Any]) -> None:
+    for name, gradient in result["gradients"].items():
+        np.testing.assert_allclose(gradient, one["gradients"][name], rtol=0, atol=1e-10)

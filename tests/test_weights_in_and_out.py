@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
 from parallel.expert.dispatch import LocalDispatcher
+from parallel.expert.wire import PlainWire
 from parallel.ops.ops import Ops
 from parallel.ranks.process import Process
 from tests.commands import ROOT, finish, start
@@ -304,7 +305,7 @@ def test_a_rank_reads_only_the_tensors_it_holds(tmp_path: Path) -> None:
     config = _config(("1f1b", (2, 2, 1)), "float32", MODEL)
     partition = partition_layers(MODEL.layers, 2, MODEL.mtp.depth)
     options = LayerOptions(MODEL, config.recompute, Ops(), 1)
-    second_half = ExpertsHere((4, 5, 6, 7), LocalDispatcher(4))
+    second_half = ExpertsHere((4, 5, 6, 7), LocalDispatcher(4, PlainWire()))
     last = ModelPart(options, partition, [1], dict.fromkeys(moe_layers(MODEL), second_half))
     checkpoint, told = _Recording(folder), []
     load_part(last, MODEL, checkpoint, True, lambda done, total: told.append((done, total)))

@@ -27,6 +27,7 @@ from parallel.expert.dispatch import Places, Received, Route, marked, plan_rows,
 from parallel.expert.placement import ExpertPlacement
 from parallel.expert.router import count
 from parallel.expert.rows import RowPlan, SendCopies, SumCopies
+from parallel.expert.wire import Wire
 from parallel.ops.groups import Groups
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
@@ -47,9 +48,9 @@ class NodeDispatcher:
     """See the module. A token chooses copies of redundant experts as in AllToAllDispatcher."""
 
     def __init__(
-        self, groups: NodeGroups, placement: ExpertPlacement, device: torch.device
+        self, groups: NodeGroups, placement: ExpertPlacement, device: torch.device, wire: Wire
     ) -> None:
-        self.groups, self.slots = groups, placement.slots
+        self.groups, self.slots, self.wire = groups, placement.slots, wire
         self._places = Places(placement, device)
         self._counts = CountExchange(groups.counts, device)
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
@@ -65,12 +66,13 @@ class NodeDispatcher:
         to_ranks_MGG = goes_TR.sum(0).view(nodes, 1, ranks).expand(nodes, ranks, ranks)
         table = torch.cat([to_node_MG1, to_ranks_MGG, pairs_MGL], dim=2).flatten(0, 1)
         counts = yield from tape.exchange_counts("counts", self._counts, table)
-        return _NodeRoute(self.groups, slots, place_TK, goes_TM, counts, self._stream)
+        return _NodeRoute(self.groups, self.wire, slots, place_TK, goes_TM, counts, self._stream)
 
 
 @dataclass
 class _NodeRoute:
     groups: NodeGroups
+    wire: Wire
     slots: int
     place_TK: Tensor
     goes_TM: Tensor
@@ -102,19 +104,20 @@ class _NodeRoute:
             ),
             self.stream,
         )  # fmt: skip
-        x_ND, weights_NK, place_NK, across_TD = yield from tape.exchange(
-            "dispatch", _SendByNode(self._hops), x_TD, weights_TK, self.place_TK,
-            across=(across_TD,),
-        )  # fmt: skip
+        there = self.wire.tokens(_SendByNode(self._hops))
+        *arrived, across_TD = yield from tape.exchange(
+            "dispatch", there, x_TD, weights_TK, self.place_TK, across=(across_TD,)
+        )
+        x, weights_NK, place_NK = self.wire.read(arrived)
         start = of_node.start + here * self.slots
         slot_NK = slots_here(place_NK, range(start, start + self.slots))
-        return Received(x_ND, weights_NK, slot_NK, groups), across_TD
+        return Received(x, weights_NK, slot_NK, groups), across_TD
 
     def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         if self._hops is None:
             raise ValueError("combine comes after dispatch")
         y_TD, across_TD = yield from tape.exchange(
-            "combine", _SumByNode(self._hops), y_ND, across=(across_TD,), turns=2
+            "combine", self.wire.results(_SumByNode(self._hops)), y_ND, across=(across_TD,), turns=2
         )
         return across_TD + y_TD
 

@@ -5,8 +5,8 @@ sends and adds up by itself; `combine` is a plain sum. The backward of combine i
 same handle, that of dispatch a combine, which adds up the gradients of the routing weights, too.
 
 Its first dispatch of a micro-batch makes the host wait for the number of rows to come, once per MoE
-layer. It takes bfloat16 rows and float32 weights only. Written from its documentation, and tested
-against a fake: it has not run with DeepEP.
+layer. It takes rows in bfloat16 or fp8, and float32 weights only. Written from its documentation,
+and tested against a fake: it has not run with DeepEP.
 
 Shapes: T tokens here, K experts per token, N rows received, L slots of a rank.
 """
@@ -25,6 +25,7 @@ from parallel.errors import TandemError
 from parallel.expert.dispatch import Places, Received, Route
 from parallel.expert.placement import ExpertPlacement
 from parallel.expert.router import count
+from parallel.expert.wire import Wire
 from parallel.ops.groups import Groups
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
@@ -51,7 +52,7 @@ class Buffer(Protocol):
 
     def dispatch(
         self,
-        x: Tensor,
+        x: Tensor | tuple[Tensor, Tensor],
         handle: Any = None,
         num_tokens_per_rank: Tensor | None = None,
         num_tokens_per_rdma_rank: Tensor | None = None,
@@ -61,7 +62,7 @@ class Buffer(Protocol):
         topk_weights: Tensor | None = None,
         *,
         async_finish: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, list[int] | None, Any, Event]: ...
+    ) -> tuple[Any, Tensor | None, Tensor | None, list[int] | None, Any, Event]: ...
 
     def combine(
         self,
@@ -100,8 +101,10 @@ def open_buffer(group: dist.ProcessGroup, dim: int, sms: int, device: torch.devi
 class DeepEPDispatcher:
     """See the module. A token chooses copies of redundant experts as in AllToAllDispatcher."""
 
-    def __init__(self, buffer: Buffer, placement: ExpertPlacement, device: torch.device) -> None:
-        self.buffer, self.placement = buffer, placement
+    def __init__(
+        self, buffer: Buffer, placement: ExpertPlacement, device: torch.device, wire: Wire
+    ) -> None:
+        self.buffer, self.placement, self.wire = buffer, placement, wire
         self._places = Places(placement, device)
 
     def route(self, tape: Tape, experts_TK: Tensor) -> Pass[Route]:
@@ -109,28 +112,31 @@ class DeepEPDispatcher:
         trip = _Trip(self.buffer, self.placement.ranks * self.placement.slots)
         # Not an exchange yet; but a turn of a pair, as other backends give it to counts.
         yield from tape.exchange_counts("counts", trip, place_TK)
-        return _DeepEPRoute(trip, place_TK, self.placement.slots)
+        return _DeepEPRoute(trip, self.wire, place_TK, self.placement.slots)
 
 
 @dataclass(frozen=True)
 class _DeepEPRoute:
     trip: _Trip
+    wire: Wire
     place_TK: Tensor
     slots: int
 
     def dispatch(
         self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
     ) -> Pass[tuple[Received, Tensor]]:
-        x_ND, weights_NK, slot_NK, across_TD = yield from tape.exchange(
-            "dispatch", _There(self.trip), x_TD, weights_TK, self.place_TK, across=(across_TD,)
+        there = self.wire.tokens(_There(self.trip))
+        *arrived, across_TD = yield from tape.exchange(
+            "dispatch", there, x_TD, weights_TK, self.place_TK, across=(across_TD,)
         )
+        x, weights_NK, slot_NK = self.wire.read(arrived)
         here_NK = torch.where(slot_NK < 0, self.slots, slot_NK)
         sizes_L = count(here_NK.flatten(), self.slots + 1)[: self.slots]
-        return Received(x_ND, weights_NK, slot_NK, Groups.of(sizes_L, self.trip.sizes)), across_TD
+        return Received(x, weights_NK, slot_NK, Groups.of(sizes_L, self.trip.sizes)), across_TD
 
     def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         y_TD, across_TD = yield from tape.exchange(
-            "combine", _Back(self.trip), y_ND, across=(across_TD,), turns=2
+            "combine", self.wire.results(_Back(self.trip)), y_ND, across=(across_TD,), turns=2
         )
         return across_TD + y_TD
 
@@ -186,18 +192,18 @@ class _There:
         return True  # it records the use of x by its stream, so memory that is freed is not reused
 
     def start(self, *tensors: Tensor) -> _InFlight:
-        trip, x = self.trip, tensors[0].contiguous()
+        trip, (x, others) = self.trip, _rows_and_others(tensors)
         if trip.handle is not None:
             x_ND, *_, event = trip.buffer.dispatch(x, trip.handle, async_finish=True)
-            return _InFlight(event, (x_ND,))
-        _, weights_TK, place_TK = tensors
+            return _InFlight(event, _apart(x_ND))
+        weights_TK, place_TK = others
         x_ND, slot_NK, weights_NK, sizes, trip.handle, event = trip.buffer.dispatch(
             x, topk_idx=place_TK, topk_weights=weights_TK.contiguous(), async_finish=True,
             **trip.layout,
         )  # fmt: skip
         assert slot_NK is not None and weights_NK is not None and sizes is not None
         trip.sizes = sizes
-        return _InFlight(event, (x_ND, weights_NK, slot_NK))
+        return _InFlight(event, (*_apart(x_ND), weights_NK, slot_NK))
 
     def reversed(self) -> _Back:
         return _Back(self.trip)
@@ -222,3 +228,17 @@ class _Back:
 
     def reversed(self) -> _There:
         return _There(self.trip)
+
+
+def _rows_and_others(
+    tensors: tuple[Tensor, ...],
+) -> tuple[Tensor | tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Rows, as codes and scales where they are in fp8, and what goes beside them."""
+    first, *others = (tensor.contiguous() for tensor in tensors)
+    if first.dtype != torch.float8_e4m3fn:
+        return first, tuple(others)
+    return (first, others[0]), tuple(others[1:])
+
+
+def _apart(x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return (x,) if isinstance(x, Tensor) else x

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,10 @@ from parallel.expert.counts import CountExchange
 from parallel.expert.placement import ExpertPlacement
 from parallel.expert.router import count
 from parallel.expert.rows import RowPlan, SendCopies, SumCopies
+from parallel.expert.wire import Wire
+from parallel.ops.fp8.rounded import Rounded
 from parallel.ops.groups import Groups
+from parallel.ops.ops import Operand
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 
@@ -42,15 +45,20 @@ class ExpertGroups:
 class Received(NamedTuple):
     """Tokens for the experts of this rank.
 
-    x_ND: the tokens. weights_NK: their routing weights. experts_NK (int64): the slots of the chosen
-    experts on this rank, -1 where a choice lies on another rank. groups: the (token, choice) pairs
-    of each slot.
+    x: the tokens [N, D], in fp8 where they have come so. weights_NK: their routing weights.
+    experts_NK (int64): the slots of the chosen experts on this rank, -1 where a choice lies on
+    another rank. groups: the (token, choice) pairs of each slot.
     """
 
-    x_ND: Tensor
+    x: Operand
     weights_NK: Tensor
     experts_NK: Tensor
     groups: Groups
+
+    def parts(self) -> tuple[Any, ...]:
+        """As GroupedExperts takes them, each a tensor by itself but the groups."""
+        x = self.x if isinstance(self.x, Rounded) else (self.x,)
+        return self.weights_NK, self.experts_NK, self.groups, *x
 
 
 class Route(Protocol):
@@ -73,20 +81,22 @@ class Dispatcher(Protocol):
 
 
 class LocalDispatcher:
-    """All experts are here, in order: nothing is exchanged. experts: how many."""
+    """All experts are here, in order: nothing is exchanged. experts: how many. wire: whose rounding
+    is done all the same, so that a model is the same function in any layout."""
 
-    def __init__(self, experts: int) -> None:
-        self.experts = experts
+    def __init__(self, experts: int, wire: Wire) -> None:
+        self.experts, self.wire = experts, wire
 
     def route(self, tape: Tape, experts_TK: Tensor) -> Pass[Route]:
         yield from ()
-        return _LocalRoute(experts_TK, self.experts)
+        return _LocalRoute(experts_TK, self.experts, self.wire)
 
 
 @dataclass(frozen=True)
 class _LocalRoute:
     experts_TK: Tensor
     experts: int
+    wire: Wire
 
     def dispatch(
         self, tape: Tape, x_TD: Tensor, weights_TK: Tensor, across_TD: Tensor
@@ -94,11 +104,12 @@ class _LocalRoute:
         yield from ()
         sizes_E = count(self.experts_TK.flatten(), self.experts)
         groups = Groups(sizes_E.cumsum(0).to(torch.int32), self.experts_TK.numel())
-        return Received(x_TD, weights_TK, self.experts_TK, groups), across_TD
+        x = self.wire.stay_tokens(x_TD)
+        return Received(x, weights_TK, self.experts_TK, groups), across_TD
 
     def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         yield from ()
-        return across_TD + y_ND
+        return across_TD + self.wire.stay_results(y_ND)
 
 
 class AllToAllDispatcher:
@@ -109,9 +120,9 @@ class AllToAllDispatcher:
     """
 
     def __init__(
-        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device
+        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device, wire: Wire
     ) -> None:
-        self.group, self.placement = groups.rows, placement
+        self.group, self.placement, self.wire = groups.rows, placement, wire
         self._counts = CountExchange(groups.counts, device)
         self._places = Places(placement, device)
 
@@ -123,7 +134,8 @@ class AllToAllDispatcher:
         sent = torch.cat([goes_TR.sum(0).unsqueeze(1), pairs_RL], dim=1)
         counts = yield from tape.exchange_counts("counts", self._counts, sent)
         first = self.group.rank() * slots
-        return _AllToAllRoute(self.group, range(first, first + slots), place_TK, goes_TR, counts)
+        here = range(first, first + slots)
+        return _AllToAllRoute(self.group, self.wire, here, place_TK, goes_TR, counts)
 
 
 @dataclass
@@ -131,6 +143,7 @@ class _AllToAllRoute:
     """places: those of this rank. counts: waits for, by rank, rows and pairs of each slot."""
 
     group: dist.ProcessGroup
+    wire: Wire
     places: range
     place_TK: Tensor
     goes_TR: Tensor
@@ -146,16 +159,22 @@ class _AllToAllRoute:
         plan = plan_rows(self.group, send_rows, receive_rows, self.goes_TR)
         there = SendCopies(plan)
         self._back = there.reversed()
-        x_ND, weights_NK, place_NK, across_TD = yield from tape.exchange(
-            "dispatch", there, x_TD, weights_TK, self.place_TK, across=(across_TD,)
+        *arrived, across_TD = yield from tape.exchange(
+            "dispatch",
+            self.wire.tokens(there),
+            x_TD,
+            weights_TK,
+            self.place_TK,
+            across=(across_TD,),
         )
-        return Received(x_ND, weights_NK, slots_here(place_NK, self.places), groups), across_TD
+        x, weights_NK, place_NK = self.wire.read(arrived)
+        return Received(x, weights_NK, slots_here(place_NK, self.places), groups), across_TD
 
     def combine(self, tape: Tape, y_ND: Tensor, across_TD: Tensor) -> Pass[Tensor]:
         if self._back is None:
             raise ValueError("combine comes after dispatch")
         y_TD, across_TD = yield from tape.exchange(
-            "combine", self._back, y_ND, across=(across_TD,), turns=2
+            "combine", self.wire.results(self._back), y_ND, across=(across_TD,), turns=2
         )
         return across_TD + y_TD
 

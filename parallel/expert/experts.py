@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.sum_rows import sum_rows
+from parallel.ops.fp8.rounded import Rounded, rows_of
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 
@@ -31,27 +32,23 @@ class GroupedExperts(nn.Module):
         self.down_proj = ops.parameter(len(held), dim, inner)
         self.recompute_swiglu = recompute_swiglu
 
-    def forward(
-        self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, groups: Groups
-    ) -> Tensor:
+    def forward(self, weights_NK: Tensor, experts_NK: Tensor, groups: Groups, *x: Tensor) -> Tensor:
         """Results by received token, [N, D]; zero for a token with no choice here.
 
         experts_NK: slots of the choices here, -1 for those elsewhere. groups: the pairs of each
-        slot.
+        slot. x: the tokens, [N, D], or the parts of Rounded ones.
         """
-        x_PD, weight_P, row_P = self.sort_by_expert(x_ND, weights_NK, experts_NK, groups.rows)
+        row_P, choice_P = self.sorted_pairs(experts_NK, groups.rows)
+        x_PD = x[0].index_select(0, row_P) if len(x) == 1 else rows_of(Rounded(*x), row_P)
         gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, groups)
         y_PD = self.ops.weighted_swiglu_linear(
-            gate_up_P2I, weight_P, self.down_proj, groups, self.recompute_swiglu
+            gate_up_P2I, weights_NK[row_P, choice_P], self.down_proj, groups, self.recompute_swiglu
         )
-        return sum_rows(y_PD, row_P, len(x_ND))
+        return sum_rows(y_PD, row_P, len(x[0]))
 
-    def sort_by_expert(
-        self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, pairs: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One row for each pair, sorted by expert; its routing weight; its token's row [P]."""
+    def sorted_pairs(self, experts_NK: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+        """Row and choice of each pair, sorted by expert [P]."""
         # With the number of pairs given, nonzero does not make the host wait for it.
         row_P, choice_P = torch.nonzero_static(experts_NK >= 0, size=pairs).unbind(1)
         order_P = experts_NK[row_P, choice_P].argsort(stable=True)
-        row_P, choice_P = row_P[order_P], choice_P[order_P]
-        return x_ND.index_select(0, row_P), weights_NK[row_P, choice_P], row_P
+        return row_P[order_P], choice_P[order_P]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from parallel.ops.attention import AttentionKernel, causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
-from parallel.ops.fp8.rounded import Rounded
+from parallel.ops.fp8.rounded import Rounded, read
 from parallel.ops.grouped import GroupedProduct, grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.kernels import Kernels
@@ -78,9 +78,10 @@ class Ops:
         """Rows of weight [V, D] for integer tokens [...] -> [..., D]."""
         return embedding(tokens, weight, self.deferred)
 
-    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
+    def grouped_linear(self, x: Operand, weight_EOI: Tensor, groups: Groups) -> Tensor:
         """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O]. groups: the rows
-        of each expert, P in all."""
+        of each expert, P in all. Rows that have come in fp8 are read."""
+        x_PI = read(x) if isinstance(x, Rounded) else x
         return grouped_linear(x_PI, GroupedProduct(weight_EOI, groups, self.deferred))
 
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:

@@ -22,12 +22,14 @@ from parallel.tape.recompute import Recomputed
 
 @dataclass(frozen=True)
 class Exchange:
-    """What leads from one region to the next. sent: how many of the tensors that left; the others
-    went across. turns: how often the backward yields meanwhile."""
+    """What leads from one region to the next. sent: how many of the tensors that left; the others,
+    `across`, went across. What arrives for those that were sent may be more. turns: how often the
+    backward yields meanwhile."""
 
     name: str
     collective: Collective
     sent: int
+    across: int
     turns: int = 1
 
 

@@ -113,6 +113,7 @@ class Tape:
         turns: int = 1,
     ) -> Pass[tuple[Tensor, ...]]:
         """Start a collective on `tensors`, yield, and return what arrives, and then `across`.
+        What arrives is as many tensors, and then more, if any, which have no gradients.
 
         across: what was computed before the exchange and is read after it. turns: how often the
         backward yields while the reverse is in flight. Two where the forward of the layer has
@@ -123,7 +124,8 @@ class Tape:
         self._computing.__exit__(None, None, None)
         pending = self._start(name, collective, tuple(tensor.detach() for tensor in tensors))
         kept = across if collective.copies else (*tensors, *across)
-        self._leave((*tensors, *across), kept, Exchange(name, collective, len(tensors), turns))
+        crossing = Exchange(name, collective, len(tensors), len(across), turns)
+        self._leave((*tensors, *across), kept, crossing)
         del tensors, kept  # so that what was sent dies when it has arrived
         yield
         self._wait(name, pending)
@@ -233,7 +235,7 @@ class Tape:
         yield
         self.layer = before.layer
         self._wait(name, pending)
-        across = region.gradients[exchange.sent :]
+        across = region.gradients[len(region.gradients) - exchange.across :]
 
         def gradients() -> Sequence[Tensor | None]:
             results = iter(pending.results())

@@ -11,6 +11,7 @@ from parallel.expert.by_node import NodeDispatcher, NodeGroups
 from parallel.expert.deepep import DeepEPDispatcher, open_buffer
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
+from parallel.expert.wire import Fp8Wire, PlainWire
 from parallel.ranks.mesh import Mesh
 from trainer.build.groups import GroupsOfExperts
 from trainer.config.schema import Config, ModelConfig
@@ -54,11 +55,12 @@ def dispatchers(
     groups: GroupsOfExperts, device: torch.device, config: Config
 ) -> Callable[[ExpertPlacement], Dispatcher]:
     """What makes the dispatcher of a layer from its placement. Raises DeepEPError."""
+    wire = Fp8Wire() if config.mesh.dispatch_dtype == "fp8" else PlainWire()
     if groups is None:
-        return lambda placement: LocalDispatcher(placement.experts)
+        return lambda placement: LocalDispatcher(placement.experts, wire)
     if isinstance(groups, ExpertGroups):
-        return lambda placement: AllToAllDispatcher(groups, placement, device)
+        return lambda placement: AllToAllDispatcher(groups, placement, device, wire)
     if isinstance(groups, NodeGroups):
-        return lambda placement: NodeDispatcher(groups, placement, device)
+        return lambda placement: NodeDispatcher(groups, placement, device, wire)
     buffer = open_buffer(groups, config.model.dim, config.cluster.communication_sms, device)
-    return lambda placement: DeepEPDispatcher(buffer, placement, device)
+    return lambda placement: DeepEPDispatcher(buffer, placement, device, wire)

@@ -57,8 +57,7 @@ class PlanConfig:
     """Type of the products whose time the plan counts where it is not that of the run, which
     precision.linear names."""
     dispatch: Literal["all_to_all", "hierarchical", "deepep"] | None = None
-    """Way of tokens to their experts where it is not that of the run, mesh.dispatch; with deepep
-    they travel in fp8 where linear is."""
+    """Way of tokens to their experts where it is not that of the run, mesh.dispatch."""
     costs: Annotated[str, LINE] = "roofline"
     """Source of the times of layers: roofline (rates of the GPU, with stated efficiencies),
     deepseek-h800 (DeepSeek's published trace), or a file of `launch/throughput.py --save-costs`."""

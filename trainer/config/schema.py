@@ -75,6 +75,9 @@ class MeshConfig:
     """Way of tokens to their experts: all_to_all sends one copy to each rank; hierarchical one to
     each node (of cluster.gpus_per_node ranks), and from there on to its ranks; deepep the same by
     DeepEP's kernels, where these are installed."""
+    dispatch_dtype: Literal["same", "fp8"] = "same"
+    """Type in which tokens, and gradients of results, travel to experts: that of the parameters,
+    or fp8. What comes back is not rounded."""
 
 
 @dataclass

@@ -82,7 +82,9 @@ class MoE(nn.Module):
             x_TD = yield from self.shared_experts(tape, x_TD, n_TD)
         received, x_TD = yield from route.dispatch(tape, n_TD, weights_TK, x_TD)
         with tape.offload(self.recompute.offload):
-            y_ND = tape.compute(self.experts.forward, *received, recompute=self.recompute.layer)
+            y_ND = tape.compute(
+                self.experts.forward, *received.parts(), recompute=self.recompute.layer
+            )
         return (yield from route.combine(tape, y_ND, x_TD))
 
     def choose_experts(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

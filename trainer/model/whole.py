@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert.dispatch import LocalDispatcher
+from parallel.expert.wire import PlainWire
 from parallel.ops.ops import Ops
 from parallel.tape.passes import run
 from parallel.tape.tape import Tape
@@ -24,7 +25,9 @@ def whole_model(
 ) -> ModelPart:
     """All parameters of a model, unset, as one process holds them."""
     options = LayerOptions(model, RecomputeConfig(), ops, sequence_length)
-    here = ExpertsHere(tuple(range(model.moe.experts)), LocalDispatcher(model.moe.experts))
+    here = ExpertsHere(
+        tuple(range(model.moe.experts)), LocalDispatcher(model.moe.experts, PlainWire())
+    )
     partition = partition_layers(model.layers, 1, model.mtp.depth)
     return ModelPart(options, partition, [0], dict.fromkeys(moe_layers(model), here), attention)
 

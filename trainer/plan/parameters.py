@@ -10,6 +10,7 @@ import torch
 
 from parallel.expert.dispatch import LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
+from parallel.expert.wire import PlainWire
 from parallel.ops.ops import Ops
 from parallel.ranks.mesh import Mesh, RankSet
 from parallel.reduce.copies import copies
@@ -92,7 +93,9 @@ def rank_parameters(config: Config, schedule: Schedule, pipeline_rank: int) -> R
 def _part(config: Config, mesh: Mesh, partition: Partition, stages: set[int]) -> ModelPart:
     """The modules of these stages, without memory, as the first expert rank holds them."""
     held = ExpertPlacement.contiguous(config.model.moe.experts, mesh.expert).held[0]
-    experts = dict.fromkeys(moe_layers(config.model), ExpertsHere(held, LocalDispatcher(len(held))))
+    experts = dict.fromkeys(
+        moe_layers(config.model), ExpertsHere(held, LocalDispatcher(len(held), PlainWire()))
+    )
     with torch.device("meta"):
         options = LayerOptions(config.model, config.recompute, Ops(), config.data.sequence_length)
         return ModelPart(options, partition, stages, experts)

@@ -159,8 +159,9 @@ class _Follower:
             self._in_flight = 0
 
     def flight(self, label: str, name: str, start: float, pending: object) -> None:
-        if isinstance(pending, InFlight):
-            tensors = (*pending.sent, *pending.received)
+        rows = getattr(pending, "inner", pending)  # beneath what reads them, where they are in fp8
+        if isinstance(rows, InFlight):
+            tensors = (*rows.sent, *rows.received)
             self._in_flight = sum(tensor.nbytes for tensor in tensors)
 
     def _leg_ends(self) -> None:

@@ -87,6 +87,7 @@ def _require_what_was_traced(config: Config, trace: Trace) -> None:
         ("cluster.gpu", config.cluster.gpu, there.cluster.gpu),
         ("plan.linear", linear_of(config), linear_of(there)),
         ("plan.dispatch", dispatch_of(config), dispatch_of(there)),
+        ("mesh.dispatch_dtype", config.mesh.dispatch_dtype, there.mesh.dispatch_dtype),
         ("model.dim", model.dim, there.model.dim),
         ("model.attention.heads", model.attention.heads, there.model.attention.heads),
         ("model.moe.experts", moe.experts, traced.experts),

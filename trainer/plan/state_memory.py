@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallel.expert.dispatch import LocalDispatcher
 from parallel.expert.placement import ExpertPlacement
+from parallel.expert.wire import PlainWire
 from parallel.ranks.groups import GroupSpec, open_groups
 from parallel.ranks.mesh import Coordinate
 from parallel.reduce.copies import copies
@@ -83,7 +84,9 @@ def _part(
 ) -> ModelPart:
     stages = {stage for _, stage in schedule.stages_of(pipeline_rank)}
     held = ExpertPlacement.contiguous(config.model.moe.experts, mesh_of(config).expert).held[0]
-    experts = dict.fromkeys(moe_layers(config.model), ExpertsHere(held, LocalDispatcher(len(held))))
+    experts = dict.fromkeys(
+        moe_layers(config.model), ExpertsHere(held, LocalDispatcher(len(held), PlainWire()))
+    )
     return make_part(config, partition, stages, experts, device_of(config))
 
 

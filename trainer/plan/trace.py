@@ -106,7 +106,7 @@ def _traced(values: Mapping[str, Any]) -> Config:
     """The config of the layers that the trace shows, and of one micro-batch of theirs."""
     model, sequence_length = values["model"], values["sequence_length"]
     return Config(
-        mesh=MeshConfig(expert=values["expert_ranks"]),
+        mesh=MeshConfig(expert=values["expert_ranks"], dispatch_dtype="fp8"),
         pipeline=PipelineConfig(micro_batches=1),
         recompute=RecomputeConfig(norm=True, mla_up=True, swiglu=True),
         model=ModelConfig(

@@ -90,7 +90,7 @@ def exchange_bytes(config: Config, mesh: Mesh, machine: Machine) -> dict[str, By
     """Of the four all-to-alls by name, for one layer and micro-batch."""
     copies, tokens = copies_sent(config, mesh, machine), tokens_of_micro_batch(config, mesh)
     dim, top_k = config.model.dim, config.model.moe.top_k
-    narrow = FP8_BYTES if linear_of(config) == "fp8" and dispatch_of(config) == "deepep" else 2
+    narrow = FP8_BYTES if config.mesh.dispatch_dtype == "fp8" else 2
     rows = {
         "dispatch": narrow * dim + ROUTING_BYTES * top_k,
         "combine": 2 * dim,

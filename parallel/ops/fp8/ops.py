@@ -39,8 +39,9 @@ class Fp8Ops(Ops):
     def attention_output(self, x_TI: Tensor, weight: Tensor) -> Tensor:
         return fp8_attention_output(x_TI, self._product(weight))
 
-    def grouped_linear(self, x_PI: Tensor, weight_EOI: Tensor, groups: Groups) -> Tensor:
-        return fp8_linear(rounded(x_PI), self._grouped(weight_EOI, groups))
+    def grouped_linear(self, x: Operand, weight_EOI: Tensor, groups: Groups) -> Tensor:
+        rows = x if isinstance(x, Rounded) else rounded(x)
+        return fp8_linear(rows, self._grouped(weight_EOI, groups))
 
     def swiglu_linear(
         self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool

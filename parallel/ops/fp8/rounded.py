@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallel.ops.fp8.tiles import tiles_along_rows
+from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
 
 
 class Rounded(NamedTuple):
@@ -24,9 +24,19 @@ class Rounded(NamedTuple):
     scales: Tensor
 
 
-def rounded(x_TC: Tensor) -> Rounded:
-    """x as fp8 holds it; the gradient of the carrier is that of x."""
-    return Rounded(*_Round.apply(x_TC))
+def rounded(x_TC: Tensor, power_of_two: bool = False) -> Rounded:
+    """x as fp8 holds it; the gradient of the carrier is that of x. power_of_two: of scales."""
+    return Rounded(*_Round.apply(x_TC, power_of_two))
+
+
+def rows_of(x: Rounded, row_P: Tensor) -> Rounded:
+    """The rows with these numbers (int64), codes and scales as they are."""
+    return Rounded(*_Rows.apply(*x, row_P))
+
+
+def read(x: Rounded) -> Tensor:
+    """The numbers that codes and scales stand for, in the type of x."""
+    return _Read.apply(*x)
 
 
 def carrier_of(x: Tensor) -> Tensor:
@@ -36,11 +46,39 @@ def carrier_of(x: Tensor) -> Tensor:
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tiled = tiles_along_rows(x_TC)
+    def forward(ctx: Any, x_TC: Tensor, power_of_two: bool) -> tuple[Tensor, Tensor, Tensor]:
+        tiled = tiles_along_rows(x_TC, power_of_two)
         ctx.mark_non_differentiable(tiled.codes, tiled.scales)
         return carrier_of(x_TC), tiled.codes, tiled.scales
 
     @staticmethod
-    def backward(ctx: Any, grad_TC: Tensor, *no_gradients: None) -> Tensor:
-        return grad_TC
+    def backward(ctx: Any, grad_TC: Tensor, *no_gradients: None) -> tuple[Tensor, None]:
+        return grad_TC, None
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx: Any, carrier, codes, scales, row_P
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(row_P)
+        ctx.rows = len(codes)
+        taken = codes.index_select(0, row_P), scales.index_select(0, row_P)
+        ctx.mark_non_differentiable(*taken)
+        return carrier.new_empty(1).expand(taken[0].shape), *taken
+
+    @staticmethod
+    def backward(ctx: Any, grad_PC: Tensor, *no_gradients: None) -> tuple[Tensor | None, ...]:
+        (row_P,) = ctx.saved_tensors
+        grad_TC = grad_PC.new_zeros(ctx.rows, grad_PC.shape[1]).index_add_(0, row_P, grad_PC)
+        return grad_TC, None, None, None
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        return Tiled.along_rows(codes, scales).values(carrier.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None

@@ -1,0 +1,183 @@
+"""In which type rows travel to their experts: their own, or fp8.
+
+In fp8, as DeepSeek-V3 sends them (arXiv 2412.19437, section 3.3.3), a row is codes and a scale for
+each 128 of them, a power of two. Tokens arrive so, and products read them so. Gradients of results,
+which go the same way, are read in their own type. What comes back, results and gradients of tokens,
+is not rounded: it is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from parallel.ops.fp8.rounded import Rounded, carrier_of, rounded
+from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
+from parallel.ops.ops import Operand
+from parallel.tape.collective import Collective, Pending
+
+
+class Wire(Protocol):
+    """tokens, results: what to send them with, from a collective that sends anything. read: what
+    has arrived of tokens, their routing weights and their places. stay_tokens, stay_results: the
+    same rounding where nothing travels."""
+
+    def tokens(self, send: Collective) -> Collective: ...
+
+    def results(self, add_up: Collective) -> Collective: ...
+
+    def read(self, arrived: Sequence[Tensor]) -> tuple[Operand, Tensor, Tensor]: ...
+
+    def stay_tokens(self, x_TD: Tensor) -> Operand: ...
+
+    def stay_results(self, y_ND: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PlainWire:
+    """Rows in their own type."""
+
+    def tokens(self, send: Collective) -> Collective:
+        return send
+
+    def results(self, add_up: Collective) -> Collective:
+        return add_up
+
+    def read(self, arrived: Sequence[Tensor]) -> tuple[Operand, Tensor, Tensor]:
+        x_ND, weights_NK, place_NK = arrived
+        return x_ND, weights_NK, place_NK
+
+    def stay_tokens(self, x_TD: Tensor) -> Operand:
+        return x_TD
+
+    def stay_results(self, y_ND: Tensor) -> Tensor:
+        return y_ND
+
+
+@dataclass(frozen=True)
+class Fp8Wire:
+    """Rows in fp8."""
+
+    def tokens(self, send: Collective) -> Collective:
+        return _Tokens(send)
+
+    def results(self, add_up: Collective) -> Collective:
+        return _Results(add_up)
+
+    def read(self, arrived: Sequence[Tensor]) -> tuple[Operand, Tensor, Tensor]:
+        carrier_ND, weights_NK, place_NK, codes_ND, scales = arrived
+        return Rounded(carrier_ND, codes_ND, scales), weights_NK, place_NK
+
+    def stay_tokens(self, x_TD: Tensor) -> Operand:
+        return rounded(x_TD, power_of_two=True)
+
+    def stay_results(self, y_ND: Tensor) -> Tensor:
+        return _RoundGradient.apply(y_ND)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The first tensor goes in fp8; what arrives of it is a carrier, and codes and scales after all
+    the others. Its gradients come back as they are."""
+
+    send: Collective
+
+    @property
+    def copies(self) -> bool:
+        return True
+
+    def start(self, *tensors: Tensor) -> Pending:
+        x_TD, *others = tensors
+
+        def finish(codes_ND: Tensor, scales: Tensor, *arrived: Tensor) -> tuple[Tensor, ...]:
+            carrier_ND = carrier_of(x_TD.new_empty(1).expand(codes_ND.shape))
+            return carrier_ND, *arrived, codes_ND, scales
+
+        return _send_rounded(self.send, x_TD, others, finish)
+
+    def reversed(self) -> Collective:
+        return self.send.reversed()
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Rows as they are, whose gradients go in fp8."""
+
+    add_up: Collective
+
+    @property
+    def copies(self) -> bool:
+        return self.add_up.copies
+
+    def start(self, *tensors: Tensor) -> Pending:
+        return self.add_up.start(*tensors)
+
+    def reversed(self) -> Collective:
+        return _Gradients(self.add_up)
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The way of results backwards, in fp8; what arrives is read in its own type."""
+
+    add_up: Collective
+
+    @property
+    def copies(self) -> bool:
+        return True
+
+    def start(self, *tensors: Tensor) -> Pending:
+        (grad_TD,) = tensors
+        dtype = grad_TD.dtype
+
+        def finish(codes_ND: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+            return (Tiled.along_rows(codes_ND, scales).values(dtype),)
+
+        return _send_rounded(self.add_up.reversed(), grad_TD, (), finish)
+
+    def reversed(self) -> Collective:
+        return _Results(self.add_up)
+
+
+def _send_rounded(
+    send: Collective,
+    x_TD: Tensor,
+    others: Sequence[Tensor],
+    finish: Callable[..., tuple[Tensor, ...]],
+) -> _Finished:
+    tiled = tiles_along_rows(x_TD, power_of_two=True)
+    return _Finished(send.start(tiled.codes, tiled.scales, *others), finish)
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """An exchange in flight, and what makes results of what has arrived."""
+
+    inner: Any
+    finish: Callable[..., tuple[Tensor, ...]]
+
+    def wait(self) -> None:
+        self.inner.wait()
+
+    def results(self) -> tuple[Tensor, ...]:
+        return self.finish(*self.inner.results())
+
+    def __getattr__(self, name: str) -> Any:
+        """What else those who watch exchanges ask of one: it is that of the inner one."""
+        return getattr(self.inner, name)
+
+
+class _RoundGradient(torch.autograd.Function):
+    """The identity, whose gradient is rounded as it is on its way."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return tiles_along_rows(grad, power_of_two=True).values(grad.dtype)
