@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,10 +17,12 @@ from parallel.ranks.process import Process
 from tests.distributed import run_world
 from tests.test_precision import config
 from trainer.build.layout import build
+from trainer.build.ops import kernels_of
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import read_companions
 from trainer.checkpoint.hf.reader import Checkpoint
-from trainer.config.schema import Config, MeshConfig, PipelineConfig
+from trainer.config.schema import Config, MeshConfig, PipelineConfig, PrecisionConfig, RunConfig
+from trainer.errors import ConfigError
 from trainer.model.names import initialise, named_tensors
 from trainer.model.whole import whole_model
 
@@ -72,3 +75,23 @@ def test_one_rank_reads_the_headers_of_a_checkpoint_for_all(tmp_path: Path) -> N
         assert held and held == {name: expected[name] for name in held}
     of.model.init_from = str(tmp_path / "nowhere")
     assert run_world(2, _read_by_the_first, of) == ["CheckpointError", "PeerError"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "linear", "device", "chosen"),
+    [
+        ("auto", "fp8", "cuda", "triton"),
+        ("auto", "same", "cuda", "torch"),
+        ("auto", "fp8", "cpu", "torch"),
+        ("triton", "same", "cuda", "triton"),
+        ("torch", "fp8", "cuda", "torch"),
+    ],
+)
+def test_whose_kernels_multiply(asked: Any, linear: Any, device: str, chosen: str) -> None:
+    config = Config(run=RunConfig(kernels=asked), precision=PrecisionConfig("bfloat16", linear))
+    assert kernels_of(config, torch.device(device)) == chosen
+
+
+def test_a_cpu_has_no_kernels_in_triton() -> None:
+    with pytest.raises(ConfigError, match=r"run\.kernels = triton needs a GPU.* to torch"):
+        kernels_of(Config(run=RunConfig(kernels="triton")), torch.device("cpu"))

@@ -17,7 +17,7 @@ from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroup
 from parallel.expert.experts import GroupedExperts
 from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.expert.wire import Fp8Wire, PlainWire, Wire
-from parallel.ops.grouped import GroupedProduct, grouped_linear
+from parallel.ops.grouped import GroupedProduct, add_grouped_product, grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
@@ -61,7 +61,9 @@ def test_grouped_products_are_those_of_a_loop(
     x, weight = (t.to(dtype).requires_grad_() for t in (x, weight))
     weight.grad = before.to(dtype)
     queue = WeightGradients()
-    y = grouped_linear(x, GroupedProduct(weight, Groups(ends, sum(rows)), queue))
+    y = grouped_linear(
+        x, GroupedProduct(weight, Groups(ends, sum(rows)), queue, add_grouped_product)
+    )
     y.backward(grad.to(dtype))
     queue.drain()
     tolerance = {"rtol": 0, "atol": 1e-4 if dtype == torch.float32 else 1e-12}

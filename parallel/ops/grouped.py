@@ -9,7 +9,9 @@ where oneDNN multiplies, which wants few different numbers of rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,14 +31,19 @@ def grouped_linear(x_PI: Tensor, product: GroupedProduct) -> Tensor:
     return _GroupedLinear.apply(x_PI, product)
 
 
+AddGrouped: TypeAlias = Callable[[Tensor, Tensor, Tensor, Groups], None]
+"""into += of each group, its rows of grad transposed @ its rows of x."""
+
+
 @dataclass(frozen=True)
 class GroupedProduct:
     """Three products with the weights [E, O, I] of experts. groups: the rows of each, P in all.
-    deferred: where the third is left."""
+    deferred: where the third is left. add: computes it."""
 
     weight_EOI: Tensor
     groups: Groups
     deferred: WeightGradients
+    add: AddGrouped
 
     def forward(self, x_PI: Tensor) -> Tensor:
         """-> [P, O]."""
@@ -50,7 +57,7 @@ class GroupedProduct:
         """Leave the weight gradients for later. grad: contiguous."""
         x_PI = x_PI.detach()  # else it would keep the graph that made it
         self.deferred.defer(
-            lambda: _accumulate(gradient_of(self.weight_EOI), grad_PO, x_PI, self.groups)
+            lambda: self.add(gradient_of(self.weight_EOI), grad_PO, x_PI, self.groups)
         )
 
 
@@ -83,8 +90,8 @@ def grouped_product(x_PI: Tensor, weight_EIO: Tensor, groups: Groups) -> Tensor:
     return y_PO
 
 
-def _accumulate(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, groups: Groups) -> None:
-    """Add each expert's weight gradient, its rows of grad transposed times its rows of x."""
+def add_grouped_product(into_EOI: Tensor, grad_PO: Tensor, x_PI: Tensor, groups: Groups) -> None:
+    """Add each expert's weight gradient, its rows of grad transposed @ its rows of x."""
     if len(x_PI) and not x_PI.is_cpu and _served(grad_PO, x_PI):
         product_EOI = grouped_mm(grad_PO.t(), x_PI, offs=groups.ends_E)
         # Experts without a token have undefined gradients on some GPUs (pytorch issue 172439).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parallel.ops.grouped import AddGrouped, add_grouped_product
 from parallel.ops.kernel import Kernel
 from parallel.ops.norm import RMS_NORM
 from parallel.ops.swiglu import SWIGLU, WEIGHTED_SWIGLU, WEIGHTED_SWIGLU_TO_COMPILE
@@ -11,11 +12,13 @@ from parallel.ops.swiglu import SWIGLU, WEIGHTED_SWIGLU, WEIGHTED_SWIGLU_TO_COMP
 
 @dataclass(frozen=True)
 class Kernels:
-    """By default, those of torch one after the other."""
+    """By default, those of torch one after the other. add_grouped_product: adds weight gradients of
+    experts, as its default says."""
 
     rms_norm: Kernel = RMS_NORM
     swiglu: Kernel = SWIGLU
     weighted_swiglu: Kernel = WEIGHTED_SWIGLU
+    add_grouped_product: AddGrouped = add_grouped_product
 
     @classmethod
     def compiled(cls) -> Kernels:

@@ -82,7 +82,11 @@ class Ops:
         """Rows x weight of their expert, transposed: [P, I], [E, O, I] -> [P, O]. groups: the rows
         of each expert, P in all. Rows that have come in fp8 are read."""
         x_PI = read(x) if isinstance(x, Rounded) else x
-        return grouped_linear(x_PI, GroupedProduct(weight_EOI, groups, self.deferred))
+        return grouped_linear(x_PI, self._grouped(weight_EOI, groups))
+
+    def _grouped(self, weight_EOI: Tensor, groups: Groups) -> GroupedProduct:
+        add = self.kernels.add_grouped_product
+        return GroupedProduct(weight_EOI, groups, self.deferred, add)
 
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         """Cross-entropy of softmax(x @ weight transposed), summed over the tokens whose target is
@@ -116,7 +120,7 @@ class Ops:
         """silu(gate) x up x weight of the row, then that x matrix of the row's expert, transposed:
         [P, O], in the type of gate_up, whose halves are gate and up. The weight of the row may be
         of a wider type, in which its gradient is summed. recompute: what is between."""
-        product = GroupedProduct(weight_EOI, groups, self.deferred)
+        product = self._grouped(weight_EOI, groups)
         kernel = self.kernels.weighted_swiglu
         return swiglu_linear(kernel, product, recompute, gate_up_P2I, weight_P)
 

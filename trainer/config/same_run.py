@@ -20,8 +20,8 @@ COMPUTED = (
 )  # fmt: skip
 FREE = (
     "run.name", "run.dir", "run.overwrite", "run.device", "run.timeout", "run.io_timeout",
-    "run.restarts", "run.check_copies_every", "run.compile", "run.attention", "mesh", "pipeline",
-    "recompute", "metrics", "checkpoint", "cluster", "plan",
+    "run.restarts", "run.check_copies_every", "run.compile", "run.attention", "run.kernels",
+    "mesh", "pipeline", "recompute", "metrics", "checkpoint", "cluster", "plan",
     # What is done about steps that go wrong: a run that these have stopped may go on with others.
     "optimizer.skip_limit", "optimizer.spike", "optimizer.spike_threshold",
     # Who keeps the state, not what it is.

@@ -47,6 +47,10 @@ class RunConfig:
     attention: Literal["auto", "flash3", "cudnn", "flash", "efficient", "math"] = "auto"
     """Kernel of attention: flash3 is FlashAttention 3, where it is installed, the others torch's;
     auto takes the first that runs in the model's shape and type. A CPU has flash and math."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """What multiplies in fp8, adds weight gradients of experts and computes their SwiGLU on a GPU:
+    Triton kernels, or torch's, by which fp8 is emulated; auto takes triton for fp8 where it is
+    installed. A CPU has torch's."""
     compile: bool = False
     """Compile norms and SwiGLU with torch.compile, in the first step; it takes a compiler."""
     timeout: Annotated[float, Range(above=0, most=1e6)] = 600.0

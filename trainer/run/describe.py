@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from trainer.build.layout import Layout
+from trainer.build.ops import kernels_of
 from trainer.build.training_text import Text
+from trainer.config.schema import Config
 from trainer.model.size import parameter_counts
 from trainer.recipe.recipe import Recipe
 
@@ -18,7 +20,8 @@ def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
     return [
         f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated per "
         f"token; {c.precision.parameters} on {layout.device.type}",
-        f"attention: kernel {layout.part.options.ops.attention_kernel} (run.attention)",
+        f"attention: kernel {layout.part.options.ops.attention_kernel} (run.attention); products: "
+        f"{_products(c)} by {kernels_of(c, layout.device)} (run.kernels)",
         f"mesh: {mesh.world} process{'es' * (mesh.world > 1)} = pipeline {mesh.pipeline} x "
         f"expert_data {mesh.expert_data} x expert {mesh.expert}",
         f"steps: {recipe.plan.end.step} of {counts} micro-batches, each of "
@@ -26,3 +29,9 @@ def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
         f"{'on' if c.pipeline.overlap else 'off'}",
         f"data: {source}: {text.describe()}",
     ]
+
+
+def _products(config: Config) -> str:
+    """The type in which layers multiply with their weights."""
+    precision = config.precision
+    return "fp8" if precision.linear == "fp8" else precision.parameters

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from parallel.ops.fp8.e5m6 import round_e5m6
-from parallel.ops.fp8.product import Fp8GroupedProduct, Fp8Product
+from parallel.ops.fp8.product import AnyProduct
 from parallel.ops.fp8.rounded import Rounded
-from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
+from parallel.ops.fp8.tiles import Tiled
 
 
-def fp8_linear(x: Rounded, product: Fp8Product | Fp8GroupedProduct) -> Tensor:
+def fp8_linear(x: Rounded, product: AnyProduct) -> Tensor:
     """The product with x [T, I], in the type of x."""
     return _Fp8Linear.apply(*x, product)
 
 
-def fp8_attention_output(x_TI: Tensor, product: Fp8Product) -> Tensor:
+def fp8_attention_output(x_TI: Tensor, product: AnyProduct) -> Tensor:
     """The same of attention's result, which is rounded to E5M6 where it is: the weight gradient and
     attention's own backward read it so (section 3.3.3)."""
     return _Fp8AttentionOutput.apply(x_TI, product)
@@ -41,7 +41,7 @@ class _Fp8Linear(torch.autograd.Function):
 class _Fp8AttentionOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI, product):  # type: ignore[no-untyped-def]
-        tiled = tiles_along_rows(x_TI, power_of_two=True)
+        tiled = product.quantise(x_TI, power_of_two=True)
         # Through `data`: attention has saved this memory, and may read other numbers in it.
         x_TI.data.copy_(round_e5m6(x_TI))
         ctx.save_for_backward(x_TI)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from parallel.ops.fp8.linear import fp8_attention_output, fp8_linear
-from parallel.ops.fp8.product import Fp8GroupedProduct, Fp8Product
+from parallel.ops.fp8.product import AnyProduct, Fp8GroupedProduct, Fp8Product
 from parallel.ops.fp8.rounded import Rounded, rounded
 from parallel.ops.fp8.swiglu import fp8_swiglu_linear
+from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
 from parallel.ops.fp8.weights import QuantisedWeights
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Operand, Ops
@@ -28,25 +29,25 @@ class Fp8Ops(Ops):
         self.weights.forget()
 
     def operand(self, tape: Tape, x_TC: Tensor, recompute: bool) -> Operand:
-        return Rounded(*tape.compute(rounded, x_TC, recompute=recompute))
+        return Rounded(*tape.compute(rounded, x_TC, False, self.quantise, recompute=recompute))
 
     def linear(self, x: Operand, weight: Tensor) -> Tensor:
         if isinstance(x, Rounded):
-            return fp8_linear(x, self._product(weight))
-        y_TO = self.linear(rounded(x.flatten(0, -2)), weight)
+            return fp8_linear(x, self.product(weight))
+        y_TO = self.linear(rounded(x.flatten(0, -2), quantise=self.quantise), weight)
         return y_TO.view(*x.shape[:-1], -1)
 
     def attention_output(self, x_TI: Tensor, weight: Tensor) -> Tensor:
-        return fp8_attention_output(x_TI, self._product(weight))
+        return fp8_attention_output(x_TI, self.product(weight))
 
     def grouped_linear(self, x: Operand, weight_EOI: Tensor, groups: Groups) -> Tensor:
-        rows = x if isinstance(x, Rounded) else rounded(x)
-        return fp8_linear(rows, self._grouped(weight_EOI, groups))
+        rows = x if isinstance(x, Rounded) else rounded(x, quantise=self.quantise)
+        return fp8_linear(rows, self.grouped_product(weight_EOI, groups))
 
     def swiglu_linear(
         self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool
     ) -> Tensor:
-        product = self._product(weight)
+        product = self.product(weight)
         return fp8_swiglu_linear(self.kernels.swiglu, product, recompute, gate_TI, up_TI)
 
     def weighted_swiglu_linear(
@@ -57,11 +58,19 @@ class Fp8Ops(Ops):
         groups: Groups,
         recompute: bool,
     ) -> Tensor:
-        product, kernel = self._grouped(weight_EOI, groups), self.kernels.weighted_swiglu
+        product, kernel = self.grouped_product(weight_EOI, groups), self.kernels.weighted_swiglu
         return fp8_swiglu_linear(kernel, product, recompute, gate_up_P2I, weight_P)
 
-    def _product(self, weight: Tensor) -> Fp8Product:
+    # ---- what another way to multiply does otherwise ----
+
+    def quantise(self, x_TC: Tensor, power_of_two: bool = False) -> Tiled:
+        """In tiles along rows."""
+        return tiles_along_rows(x_TC, power_of_two)
+
+    def product(self, weight: Tensor) -> AnyProduct:
+        """Those with a weight [O, I]."""
         return Fp8Product(weight, self.deferred, self.weights)
 
-    def _grouped(self, weight_EOI: Tensor, groups: Groups) -> Fp8GroupedProduct:
+    def grouped_product(self, weight_EOI: Tensor, groups: Groups) -> AnyProduct:
+        """Those with the weights of experts."""
         return Fp8GroupedProduct(weight_EOI, groups, self.deferred, self.weights)

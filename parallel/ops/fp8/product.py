@@ -10,6 +10,7 @@ of the gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,23 @@ from parallel.ops.products import add_product, linear_product, product
 from parallel.tape.weight_gradients import WeightGradients
 
 
+class AnyProduct(Protocol):
+    """What a function needs of the products with its weight."""
+
+    def quantise(self, x: Tensor, power_of_two: bool = False) -> Tiled:
+        """[R, C] in tiles along rows."""
+
+    def forward(self, x: Tiled, dtype: torch.dtype) -> Tensor:
+        """[R, I], in tiles along rows -> [R, O], of `dtype`."""
+
+    def input_gradient(self, grad_RO: Tensor) -> Tensor:
+        """[R, O] -> [R, I], in the type of grad."""
+
+    def defer(self, grad_RO: Tensor, x: Tiled | Tensor) -> None:
+        """Leave the weight gradient for later. x: in tiles along rows, or itself. The gradient is
+        rounded at once, and half the memory waits."""
+
+
 @dataclass(frozen=True)
 class Fp8Product:
     """With a weight [O, I], as `weights` has it in fp8. deferred: where its gradient is left."""
@@ -32,19 +50,18 @@ class Fp8Product:
     deferred: WeightGradients
     weights: QuantisedWeights
 
+    def quantise(self, x: Tensor, power_of_two: bool = False) -> Tiled:
+        return tiles_along_rows(x, power_of_two)
+
     def forward(self, x: Tiled, dtype: torch.dtype) -> Tensor:
-        """[T, I], in tiles along rows -> [T, O], of `dtype`."""
         values_TI = x.values(accurate_type(dtype))
         return linear_product(values_TI, self.weights.values(self.weight)).to(dtype)
 
     def input_gradient(self, grad_TO: Tensor) -> Tensor:
-        """[T, O] -> [T, I], in the type of grad."""
         values_TO = tiles_along_rows(grad_TO).values(accurate_type(grad_TO.dtype))
         return product(values_TO, self.weights.values(self.weight)).to(grad_TO.dtype)
 
     def defer(self, grad_TO: Tensor, x: Tiled | Tensor) -> None:
-        """Leave the weight gradient for later. x: in tiles along rows, or itself. The gradient is
-        rounded at once, and half the memory waits."""
         grad = tiles_along_columns(grad_TO)
         if isinstance(x, Tensor):
             x = x.detach()  # else it would keep the graph that made it
@@ -61,20 +78,21 @@ class Fp8GroupedProduct:
     deferred: WeightGradients
     weights: QuantisedWeights
 
+    def quantise(self, x: Tensor, power_of_two: bool = False) -> Tiled:
+        return tiles_along_rows(x, power_of_two)
+
     def forward(self, x: Tiled, dtype: torch.dtype) -> Tensor:
-        """[P, I], in tiles along rows -> [P, O], of `dtype`."""
         values_EIO = self.weights.values(self.weight_EOI).transpose(1, 2)
         values_PI = x.values(accurate_type(dtype))
         return grouped_product(values_PI, values_EIO, self.groups).to(dtype)
 
     def input_gradient(self, grad_PO: Tensor) -> Tensor:
-        """[P, O] -> [P, I], in the type of grad."""
         values_EOI = self.weights.values(self.weight_EOI)
         values_PO = tiles_along_rows(grad_PO).values(accurate_type(grad_PO.dtype))
         return grouped_product(values_PO, values_EOI, self.groups).to(grad_PO.dtype)
 
-    def defer(self, grad_PO: Tensor, x: Tiled) -> None:
-        """Leave the weight gradients for later. The gradient is rounded at once."""
+    def defer(self, grad_PO: Tensor, x: Tiled | Tensor) -> None:
+        x = x if isinstance(x, Tiled) else self.quantise(x)
         parts = [slice(rows.start, rows.stop) for rows in self.groups.ranges()]
         filled = {expert: part for expert, part in enumerate(parts) if part.stop > part.start}
         grads = {expert: tiles_along_columns(grad_PO[part]) for expert, part in filled.items()}

@@ -7,12 +7,16 @@ numbers nobody reads, and which takes no memory.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
+
+Quantise: TypeAlias = Callable[[Tensor, bool], Tiled]
+"""A matrix in tiles along rows, with scales that are powers of two if so."""
 
 
 class Rounded(NamedTuple):
@@ -24,9 +28,11 @@ class Rounded(NamedTuple):
     scales: Tensor
 
 
-def rounded(x_TC: Tensor, power_of_two: bool = False) -> Rounded:
+def rounded(
+    x_TC: Tensor, power_of_two: bool = False, quantise: Quantise = tiles_along_rows
+) -> Rounded:
     """x as fp8 holds it; the gradient of the carrier is that of x. power_of_two: of scales."""
-    return Rounded(*_Round.apply(x_TC, power_of_two))
+    return Rounded(*_Round.apply(x_TC, power_of_two, quantise))
 
 
 def rows_of(x: Rounded, row_P: Tensor) -> Rounded:
@@ -46,14 +52,16 @@ def carrier_of(x: Tensor) -> Tensor:
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TC: Tensor, power_of_two: bool) -> tuple[Tensor, Tensor, Tensor]:
-        tiled = tiles_along_rows(x_TC, power_of_two)
+    def forward(  # type: ignore[no-untyped-def]
+        ctx: Any, x_TC, power_of_two, quantise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tiled = quantise(x_TC, power_of_two)
         ctx.mark_non_differentiable(tiled.codes, tiled.scales)
         return carrier_of(x_TC), tiled.codes, tiled.scales
 
     @staticmethod
-    def backward(ctx: Any, grad_TC: Tensor, *no_gradients: None) -> tuple[Tensor, None]:
-        return grad_TC, None
+    def backward(ctx: Any, grad_TC: Tensor, *no_gradients: None) -> tuple[Tensor | None, ...]:
+        return grad_TC, None, None
 
 
 class _Rows(torch.autograd.Function):

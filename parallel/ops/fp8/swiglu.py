@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.ops.fp8.product import Fp8GroupedProduct, Fp8Product
-from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
+from parallel.ops.fp8.product import AnyProduct
+from parallel.ops.fp8.tiles import Tiled
 from parallel.ops.kernel import Kernel
 
 
 def fp8_swiglu_linear(
-    kernel: Kernel, product: Fp8Product | Fp8GroupedProduct, recompute: bool, *inputs: Tensor
+    kernel: Kernel, product: AnyProduct, recompute: bool, *inputs: Tensor
 ) -> Tensor:
     """The product with kernel(*inputs). Matrices among the inputs are kept in fp8.
 
@@ -28,8 +28,8 @@ class _Fp8SwigluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel, product, recompute, *inputs):  # type: ignore[no-untyped-def]
         dtype = inputs[0].dtype
-        act = tiles_along_rows(*kernel.forward(*inputs))
-        kept = [_kept(each) for each in inputs]
+        act = product.quantise(*kernel.forward(*inputs))
+        kept = [_kept(each, product) for each in inputs]
         kept_act = () if recompute else (act.codes, act.scales)
         ctx.save_for_backward(*kept_act, *(tensor for tensors in kept for tensor in tensors))
         ctx.sizes, ctx.keeps_act = [len(tensors) for tensors in kept], not recompute
@@ -42,16 +42,16 @@ class _Fp8SwigluLinear(torch.autograd.Function):
         act = Tiled.along_rows(next(saved), next(saved)) if ctx.keeps_act else None
         inputs = [_read([next(saved) for _ in range(size)], ctx.dtype) for size in ctx.sizes]
         if act is None:
-            act = tiles_along_rows(*ctx.kernel.forward(*inputs))
+            act = ctx.product.quantise(*ctx.kernel.forward(*inputs))
         ctx.product.defer(grad, act)
         act_grad = ctx.product.input_gradient(grad)
         return (None, None, None, *ctx.kernel.backward(act_grad, *inputs))
 
 
-def _kept(tensor: Tensor) -> tuple[Tensor, ...]:
+def _kept(tensor: Tensor, product: AnyProduct) -> tuple[Tensor, ...]:
     if tensor.ndim < 2:
         return (tensor,)
-    tiled = tiles_along_rows(tensor)
+    tiled = product.quantise(tensor)
     return tiled.codes, tiled.scales
 
 

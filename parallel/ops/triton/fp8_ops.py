@@ -1,0 +1,32 @@
+"""Ops whose products in fp8 run by the kernels of this folder, on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from parallel.ops.fp8.ops import Fp8Ops
+from parallel.ops.fp8.tiles import Tiled
+from parallel.ops.groups import Groups
+from parallel.ops.triton.fp8_products import TritonProduct, TritonWeights
+from parallel.ops.triton.quantise import quantise_rows
+
+
+@dataclass(frozen=True)
+class TritonFp8Ops(Fp8Ops):
+    """codes: of weights, for as long as they stay the same."""
+
+    codes: TritonWeights = field(default_factory=TritonWeights)
+
+    def weights_changed(self) -> None:
+        self.codes.forget()
+
+    def quantise(self, x_TC: Tensor, power_of_two: bool = False) -> Tiled:
+        return quantise_rows(x_TC.contiguous(), power_of_two)
+
+    def product(self, weight: Tensor) -> TritonProduct:
+        return TritonProduct(weight, None, self.deferred, self.codes)
+
+    def grouped_product(self, weight_EOI: Tensor, groups: Groups) -> TritonProduct:
+        return TritonProduct(weight_EOI, groups, self.deferred, self.codes)
