@@ -291,6 +291,22 @@ def test_sharded_adamw_is_adamw_on_masters(precision: str, atol: float) -> None:
         require_divided(setting, by_rank)
 
 
+def test_offload_changes_no_bit() -> None:
+    """Masters apart from the weights, whether these are narrower or as wide; and moments."""
+    beside = settings(FEW[:1], "bfloat16", zero="shard", moments="bfloat16") + settings(
+        FEW[:1], "float32"
+    )
+    apart = [replace(each, optimizer=replace(each.optimizer, offload=True)) for each in beside]
+    for result in run_world(4, stepped, [*beside, *apart]):
+        for one, other in zip(result[: len(beside)], result[len(beside) :]):
+            assert one["norms"] == other["norms"]
+            for name, weight in one["weights"].items():
+                np.testing.assert_array_equal(weight, other["weights"][name])
+            for (*what, values), (*same, others) in zip(one["pieces"], other["pieces"]):
+                assert what == same
+                np.testing.assert_array_equal(values, others)
+
+
 @pytest.mark.slow
 def test_deepspeed_shards_to_the_same_weights() -> None:
     """As DeepSpeed's partitions have no gaps, copies of a parameter may end one element apart."""

@@ -79,7 +79,9 @@ def make_optimizer(
         put_parameters(part, dict(zip(share.bucket.names, share.bucket.parameters)))
     fill()
     moments = _MOMENTS[config.moments]
-    return gradients, FlatOptimizer(gradients, tensors_of, rules, config.clip, moments)
+    return gradients, FlatOptimizer(
+        gradients, tensors_of, rules, config.clip, moments, config.offload
+    )
 
 
 def put_parameters(part: ModelPart, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -25,7 +25,7 @@ FREE = (
     # What is done about steps that go wrong: a run that these have stopped may go on with others.
     "optimizer.skip_limit", "optimizer.spike", "optimizer.spike_threshold",
     # Who keeps the state, not what it is.
-    "optimizer.zero",
+    "optimizer.zero", "optimizer.offload",
     # Only the initial weights come from there.
     "model.init_from",
     # Where the text is; whether it is the same one is seen from its tokens.

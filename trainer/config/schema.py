@@ -164,6 +164,8 @@ class OptimizerConfig:
     BF16_Optimizer, for AdamW with float32 masters and moments only."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Type of the moments, as DeepSeek-V3 bfloat16; float32 is float64 where parameters are."""
+    offload: bool = False
+    """Keep masters and moments on the host, and update them there; for AdamW."""
     lr: Annotated[float, Range(above=0, most=1000)] = 1e-3
     """Peak learning rate."""
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1

@@ -119,6 +119,13 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
 
 def _optimizer_problems(config: Config) -> Iterator[str]:
     optimizer = config.optimizer
+    if optimizer.offload and optimizer.name == "muon":
+        yield (
+            "optimizer.offload updates weights on the host, where Muon's products are slow: set "
+            "optimizer.name to adamw, or optimizer.offload to false"
+        )
+    if optimizer.offload and optimizer.zero == "deepspeed":
+        yield "optimizer.offload is not written for optimizer.zero = deepspeed: set that to shard"
     if optimizer.zero != "deepspeed":
         return
     for key, value, only in (

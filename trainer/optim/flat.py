@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from parallel.ops.precision import accurate_type
 from parallel.reduce.gradients import Gradients
 from parallel.reduce.share import Finish, Share
+from trainer.optim.home import Home
 from trainer.optim.rule import Piece, Rule
 from trainer.optim.state import Fragment, TensorsOf, fragments
 
@@ -38,17 +40,19 @@ class FlatOptimizer:
         rules: Mapping[str, Rule],
         clip: float,
         moments: torch.dtype | None = None,
+        offload: bool = False,
     ) -> None:
         """rules: by kind of bucket. clip: limit of the gradient norm, 0 for none. moments: type of
-        the state that rules keep; that of the master where None."""
+        the state that rules keep; that of the master where None. offload: masters and state to the
+        host."""
         self._gradients, self._tensors_of, self._clip = gradients, tensors_of, clip
+        self._home = home = Home.of(gradients.shares[0].bucket.values.device, offload)
         self._parts = [
-            _Part(share, rule, list(_pieces(share, rule, tensors_of, moments)))
+            _Part(share, rule, list(_pieces(share, rule, tensors_of, moments, home)))
             for share in gradients.shares
             for rule in [rules[share.bucket.kind]]
         ]
-        device = gradients.shares[0].bucket.values.device
-        self._updates = torch.zeros((), dtype=torch.float32, device=device)
+        self._updates = torch.zeros((), dtype=torch.float32, device=home.device)
 
     @property
     def updates(self) -> int:
@@ -65,8 +69,9 @@ class FlatOptimizer:
     def step(self, norm: Tensor, learning_rate: float) -> None:
         self._gradients.clip(norm, self._clip)
         finish = []
+        brought = self._home.brought(piece for part in self._parts for piece in part.pieces)
         for part in self._parts:
-            for piece in part.pieces:
+            for piece in itertools.islice(brought, len(part.pieces)):
                 part.rule.update(piece, learning_rate, self._updates)
             finish.append(_publish(part))
         for wait in finish:
@@ -97,22 +102,22 @@ class FlatOptimizer:
 
 
 def _pieces(
-    share: Share, rule: Rule, tensors_of: TensorsOf, moments: torch.dtype | None
+    share: Share, rule: Rule, tensors_of: TensorsOf, moments: torch.dtype | None, home: Home
 ) -> Iterator[Piece]:
     bucket = share.bucket
     for start, stop in share.ranges:
         for first, last, shape in rule.pieces(bucket, tensors_of, start, stop):
             values = bucket.values[first:last]
             wide = accurate_type(values.dtype)
-            state = {kind: torch.zeros_like(values, dtype=moments or wide) for kind in rule.kinds}
-            # `to` gives the values themselves where they are wide.
-            yield Piece(first, shape, values, bucket.gradient[first:last], values.to(wide), state)
+            state = {kind: home.zeros(values, moments or wide) for kind in rule.kinds}
+            master = home.master(values, wide)
+            yield Piece(first, shape, values, bucket.gradient[first:last], master, state)
 
 
 def _publish(part: _Part) -> Finish:
-    """Make weights of lower precision what their masters say, and start giving them to the other
-    copies; the result waits for that."""
+    """Make weights what their masters say, where these are others, and start giving them to the
+    other copies; the result waits for that."""
     for piece in part.pieces:
-        if piece.values.dtype != piece.master.dtype:
-            piece.values.copy_(piece.master)
+        if piece.master is not piece.values:
+            piece.values.copy_(piece.master, non_blocking=True)
     return part.share.gather()

@@ -16,8 +16,9 @@ from trainer.plan.traffic import dispatch_of, linear_of
 
 
 def memory_parts(rank: RankMemory) -> dict[str, float]:
-    """What the memory of a rank is made of, in GiB."""
-    return {name: size / GIB for name, size in vars(rank).items() if isinstance(size, int)}
+    """What the memory of a rank's GPU is made of, in GiB."""
+    parts = {name: size for name, size in vars(rank).items() if isinstance(size, int)}
+    return {name: size / GIB for name, size in parts.items() if name != "host"}
 
 
 def as_json(plan: Plan, found: Sequence[Remedy] | None = None) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def as_json(plan: Plan, found: Sequence[Remedy] | None = None) -> dict[str, Any]
             {kind: asdict(sent) for kind, sent in traffic.items()} for traffic in plan.traffic
         ],
         "memory_gib_by_rank": [rank.total / GIB for rank in plan.memory],
+        "host_gib_by_rank": [rank.host / GIB for rank in plan.memory],
         "memory_parts_gib_by_rank": [memory_parts(rank) for rank in plan.memory],
         "gpu_memory_gib": plan.machine.memory / GIB,
         "fits": plan.fits,

@@ -30,7 +30,8 @@ class RankMemory:
     copies of narrower weights. activations: on the tapes of all micro-batches in flight. buffers:
     messages posted or on their way, and what an all-to-all in flight sends and receives. transient:
     what the item of the table that runs, or the end of the step, needs beyond these. margin: left
-    free for fragmentation. at: what runs then.
+    free for fragmentation. at: what runs then. host: on
+    the host in place of the GPU, for the optimizer.
     """
 
     weights: int
@@ -42,6 +43,7 @@ class RankMemory:
     transient: int
     margin: int
     at: str
+    host: int = 0
 
     @property
     def needed(self) -> int:
@@ -98,4 +100,5 @@ def _at_its_peak(
         transient=most.transient,
         margin=round(config.plan.memory_margin * machine.memory),
         at=most.at,
+        host=state.host,
     )

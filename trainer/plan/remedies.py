@@ -87,6 +87,8 @@ def _changes(config: Config) -> Iterator[Changes]:
         yield (("precision.linear", "fp8"),)
     if config.optimizer.zero == "off":
         yield (("optimizer.zero", "shard"),)
+    if not config.optimizer.offload and config.optimizer.name == "adamw":
+        yield (("optimizer.offload", True),)
     if config.optimizer.moments == "float32":
         yield (("optimizer.moments", "bfloat16"),)
     for name in SCHEDULES:

@@ -28,13 +28,15 @@ from trainer.plan.observed import device_of, observed
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes. update: of sums of gradients, norm, clipping and update, beyond the rest."""
+    """Bytes. host: of these, what optimizer.offload keeps on the host, which masters and moments
+    do not count then. update: of sums of gradients, norm, clipping and update, beyond the rest."""
 
     weights: int
     gradients: int
     masters: int
     moments: int
     update: int
+    host: int = 0
 
 
 def state_memory(
@@ -70,12 +72,14 @@ def state_memory(
         optimizer.step(optimizer.reduce().sqrt(), config.optimizer.lr)
         memory.look()
         update = sum(memory.peak.values()) - before
+        kept = _bytes(each for each in masters if _storage(each) not in weights), _bytes(moments)
+        away = config.optimizer.offload and device.type != "cpu"
         return StateMemory(
             sum(weights.values()),
             _bytes(bucket.gradient for bucket in buckets),
-            _bytes(each for each in masters if _storage(each) not in weights),
-            _bytes(moments),
-            update,
+            *((0, 0) if away else kept),
+            update=update,
+            host=sum(kept) if away else 0,
         )
 
 

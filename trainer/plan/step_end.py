@@ -3,7 +3,10 @@ and the new weights given back.
 
 Rings: each copy sends its gradients, float32, but for its own share, then its share of the new
 weights. Copies that share a node use the network cards of all of them at once; those of experts lie
-one per node, and use their own GPU's. What sums hide behind the last passes is not counted.
+one per node, and use their own GPU's. What sums hide behind the last passes is not counted. With
+optimizer.offload gradients of what a rank updates go to the host and new weights come back, over
+PCIe 5.0, 64 GB/s each way (128 both ways, NVIDIA H100 datasheet), one after the other; what the
+host's processor takes is not known, and not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from trainer.plan.datasheets import Machine
 from trainer.plan.parameters import RankParameters
 from trainer.plan.traffic import Bytes
 
+HOST_LINK = 64e9  # bytes per second, one way
 GRADIENT = 4
 WEIGHT = {"bfloat16": 2, "float32": 4, "float64": 8}
 MOMENTS = {"bfloat16": 2 * 2, "float32": 2 * 4}
@@ -44,7 +48,11 @@ def step_end(config: Config, rank: RankParameters, machine: Machine) -> StepEnd:
     updated = rank.share if config.optimizer.zero != "off" else rank.total
     state = 2 * (GRADIENT + MOMENTS[config.optimizer.moments])  # masters as wide as gradients
     bytes_moved = updated * (2 * GRADIENT + state + weight) + rank.total * GRADIENT
-    return StepEnd(sums, bytes_moved / machine.memory_bandwidth, back)
+    update = bytes_moved / machine.memory_bandwidth
+    if config.optimizer.offload:
+        update = rank.total * GRADIENT / machine.memory_bandwidth
+        update += updated * (GRADIENT + weight) / HOST_LINK
+    return StepEnd(sums, update, back)
 
 
 def ring_bytes(rank: RankParameters, width: int, machine: Machine) -> Iterator[Bytes]:

@@ -89,6 +89,9 @@ def memory_table(plan: Plan) -> Table:
     for name in (*names, "total"):
         table.add_column(name, justify="right")
     table.add_column("fits")
+    host = max(rank.host for rank in plan.memory) / GIB
+    if host:
+        table.title = f"{table.title}; the optimizer keeps up to {host:.1f} more on the host"
     if not plan.fits:
         table.caption = "--remedies plans it with changes that need less"
     alike: dict[tuple[str, ...], list[int]] = {}
