@@ -21,6 +21,7 @@ from trainer.model.stage import MicroBatch
 from trainer.optim.average import update_weights
 from trainer.recipe.progress import Progress
 from trainer.recipe.recipe import Recipe, StepRecipe
+from trainer.run.micro_batch import LazyMicroBatch
 from trainer.run.totals import BatchTotals, sum_over_world
 
 GetMicroBatch = Callable[[int], MicroBatch]
@@ -182,8 +183,7 @@ class Trainer:
         self.layout.part.options.ops.weights_changed()  # by the step before
 
         def on_device(flow: int, n: int) -> MicroBatch:
-            fields = micro_batch(flow * per_flow + n)
-            return {name: value.to(device) for name, value in fields.items()}
+            return LazyMicroBatch(lambda: micro_batch(flow * per_flow + n), device)
 
         return executor.run(on_device, weights)
 
