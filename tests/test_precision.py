@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallel.expert.dispatch import AllToAllDispatcher, ExpertGroups
 from parallel.expert.placement import ExpertPlacement
+from parallel.expert.wire import PlainWire
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
@@ -155,14 +156,13 @@ def numbers_of_many_experts(process: Process) -> float:
     """Send tokens to 1,024 experts on two ranks, each to the expert of its own number."""
     tape = Tape(training=False)
     groups = ExpertGroups(torch.distributed.group.WORLD, torch.distributed.group.WORLD)
-    dispatcher = AllToAllDispatcher(
-        groups, ExpertPlacement.contiguous(1024, 2), torch.device("cpu")
-    )
+    placement, cpu = ExpertPlacement.contiguous(1024, 2), torch.device("cpu")
+    dispatcher = AllToAllDispatcher(groups, placement, cpu, PlainWire())
     experts_TK = torch.arange(1024).unsqueeze(1)
     route = run(dispatcher.route(tape, experts_TK))
     x_TD = torch.zeros(1024, 4, dtype=torch.bfloat16)
     received, _ = run(route.dispatch(tape, x_TD, torch.ones(1024, 1), x_TD))
-    assert received.x_ND.dtype == torch.bfloat16
+    assert received.x.dtype == torch.bfloat16
     expected = torch.arange(512).repeat(2).unsqueeze(1)  # from each rank, numbered as here
     return float((received.experts_NK - expected).abs().max())
 
