@@ -1,4 +1,4 @@
-"""deep_ep.Buffer (V1) as its documentation describes it, over gloo."""
+"""deep_ep.Buffer (V1) and ElasticBuffer (V2) as their documentation describes them, over gloo."""
 
 from __future__ import annotations
 
@@ -115,6 +115,47 @@ class FakeBuffer:
         everything: list[Any] = [None] * self.ranks
         dist.all_gather_object(everything, to_each)
         return [theirs[self.rank] for theirs in everything]
+
+
+@dataclass(frozen=True)
+class ElasticHandle:
+    """deep_ep.EPHandle."""
+
+    inner: Handle
+    num_experts: int
+    num_recv_tokens_per_expert_list: list[int]
+
+
+class FakeElasticBuffer:
+    """Routing weights of experts elsewhere are undefined here."""
+
+    def __init__(self, values: torch.dtype, weights: torch.dtype) -> None:
+        self._inner = FakeBuffer(values, weights)
+        self.sent = self._inner.sent
+
+    def dispatch(
+        self, x: Any, topk_idx: Tensor | None = None, topk_weights: Tensor | None = None, *,
+        num_experts: int | None = None, num_sms: int = 0,
+        async_with_compute_stream: bool = False, handle: ElasticHandle | None = None,
+    ) -> Any:  # fmt: skip
+        assert num_sms % 2 == 0 and async_with_compute_stream
+        if handle is not None:
+            assert topk_idx is None and num_experts in (None, handle.num_experts)
+            recv_x, *_, event = self._inner.dispatch(x, handle.inner)
+            return recv_x, None, None, handle, event
+        per_rank, _, per_expert, in_rank, _ = self._inner.get_dispatch_layout(topk_idx, num_experts)
+        recv_x, slots, weights, sizes, inner, event = self._inner.dispatch(
+            x, None, per_rank, None, in_rank, per_expert, topk_idx, topk_weights
+        )
+        weights = weights.masked_fill(slots < 0, float("nan"))
+        return recv_x, slots, weights, ElasticHandle(inner, num_experts, sizes), event
+
+    def combine(
+        self, x: Tensor, handle: ElasticHandle, topk_weights: Tensor | None = None, *,
+        async_with_compute_stream: bool = False,
+    ) -> Any:  # fmt: skip
+        assert async_with_compute_stream
+        return self._inner.combine(x, handle.inner, topk_weights)
 
 
 def _late(result: Tensor) -> tuple[Tensor, Any]:

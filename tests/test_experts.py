@@ -12,7 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.expert.by_node import NodeDispatcher
-from parallel.expert.deepep import DeepEPDispatcher, DeepEPError, open_buffer
+from parallel.expert.deepep import DeepEPDispatcher, DeepEPError, open_carrier
+from parallel.expert.deepep_carrier import Carrier, Largest
+from parallel.expert.deepep_v1 import DeepEPV1
+from parallel.expert.deepep_v2 import DeepEPV2
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.experts import GroupedExperts
 from parallel.expert.placement import ExpertPlacement, PlacementError
@@ -26,7 +29,7 @@ from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape
 from parallel.tape.weight_gradients import WeightGradients, WeightTiming
 from tests.distributed import run_world
-from tests.fake_deep_ep import FakeBuffer
+from tests.fake_deep_ep import FakeBuffer, FakeElasticBuffer
 from tests.test_by_node import node_groups
 
 EXPERTS, TOP_K, WIDTH, INNER = 8, 3, 10, 5
@@ -165,26 +168,37 @@ def _dispatch(process: Process, way: str) -> list[tuple[dict[str, np.ndarray], l
     dist.all_to_all_single = spy
     world_group, cpu, results = dist.group.WORLD, torch.device("cpu"), []
     nodes = node_groups(rank, world, NODE) if way == "by node" else None
-    buffer = FakeBuffer(torch.float64, torch.float64)
+    first, second = (kind(torch.float64, torch.float64) for kind in (FakeBuffer, FakeElasticBuffer))
+    carriers: dict[str, tuple[Carrier, list[list[int]]]] = {
+        "deepep": (DeepEPV1(first), first.sent), "deepep v2": (DeepEPV2(second, 20), second.sent),
+    }  # fmt: skip
     for name, scene, recompute, wire in _cases(world):
         placement = _placements(world)[name]
-        if way == "deepep":
-            dispatcher: Dispatcher = DeepEPDispatcher(buffer, placement, cpu, wire)
+        if way in carriers:
+            dispatcher: Dispatcher = DeepEPDispatcher(carriers[way][0], placement, cpu, wire)
         elif nodes is None:
             groups = ExpertGroups(world_group, world_group)
             dispatcher = AllToAllDispatcher(groups, placement, cpu, wire)
         else:
             dispatcher = NodeDispatcher(nodes, placement, cpu, wire)
         sent.clear()
-        buffer.sent.clear()
+        first.sent.clear()
+        second.sent.clear()
         result = _moe(dispatcher, placement.held[rank], rank, world, scene, recompute)
-        results.append((result, list(buffer.sent if way == "deepep" else sent)))
+        results.append((result, list(carriers[way][1] if way in carriers else sent)))
     return results
 
 
 @pytest.mark.parametrize(
     ("world", "way"),
-    [(2, "all to all"), (4, "all to all"), (4, "by node"), (2, "deepep"), (4, "deepep")],
+    [
+        (2, "all to all"),
+        (4, "all to all"),
+        (4, "by node"),
+        (2, "deepep"),
+        (4, "deepep"),
+        (4, "deepep v2"),
+    ],  # fmt: skip
 )
 def test_dispatch_sends_a_token_once_and_gives_what_one_rank_gives(world: int, way: str) -> None:
     """Guards the wire and the mathematics under every table of placement, with ranks that send
@@ -220,9 +234,9 @@ def test_dispatch_sends_a_token_once_and_gives_what_one_rank_gives(world: int, w
 
 def test_without_deepep_one_line_says_what_to_set() -> None:
     with pytest.raises(DeepEPError, match=r"cannot be imported.*mesh\.dispatch to hierarchical"):
-        open_buffer(None, 16, 20, torch.device("cuda"))  # type: ignore[arg-type]
+        open_carrier(None, Largest(8, 16, 2, False, 20), torch.device("cuda"))  # type: ignore[arg-type]
     with pytest.raises(DeepEPError, match="needs GPUs"):
-        open_buffer(None, 16, 20, torch.device("cpu"))  # type: ignore[arg-type]
+        open_carrier(None, Largest(8, 16, 2, False, 20), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

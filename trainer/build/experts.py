@@ -8,12 +8,14 @@ from typing import TypeAlias
 import torch
 
 from parallel.expert.by_node import NodeDispatcher, NodeGroups
-from parallel.expert.deepep import DeepEPDispatcher, open_buffer
+from parallel.expert.deepep import DeepEPDispatcher, open_carrier
+from parallel.expert.deepep_carrier import Largest
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
 from parallel.expert.wire import Fp8Wire, PlainWire
 from parallel.ranks.mesh import Mesh
 from trainer.build.groups import GroupsOfExperts
+from trainer.config.derived import mesh_of
 from trainer.config.schema import Config, ModelConfig
 from trainer.model.moe import ExpertsHere
 from trainer.model.partition import moe_layers
@@ -62,5 +64,17 @@ def dispatchers(
         return lambda placement: AllToAllDispatcher(groups, placement, device, wire)
     if isinstance(groups, NodeGroups):
         return lambda placement: NodeDispatcher(groups, placement, device, wire)
-    buffer = open_buffer(groups, config.model.dim, config.cluster.communication_sms, device)
-    return lambda placement: DeepEPDispatcher(buffer, placement, device, wire)
+    carrier = open_carrier(groups, _largest(config), device)
+    return lambda placement: DeepEPDispatcher(carrier, placement, device, wire)
+
+
+def _largest(config: Config) -> Largest:
+    """What a micro-batch sends at most."""
+    rows = config.pipeline.micro_batches * mesh_of(config).data
+    return Largest(
+        tokens=config.data.global_batch // rows * config.data.sequence_length,
+        dim=config.model.dim,
+        top_k=config.model.moe.top_k,
+        fp8=config.mesh.dispatch_dtype == "fp8",
+        sms=config.cluster.communication_sms,
+    )
