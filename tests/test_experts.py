@@ -198,7 +198,7 @@ def _dispatch(process: Process, way: str) -> list[tuple[dict[str, np.ndarray], l
         (2, "deepep"),
         (4, "deepep"),
         (4, "deepep v2"),
-    ],  # fmt: skip
+    ],
 )
 def test_dispatch_sends_a_token_once_and_gives_what_one_rank_gives(world: int, way: str) -> None:
     """Guards the wire and the mathematics under every table of placement, with ranks that send
