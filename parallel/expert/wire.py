@@ -166,9 +166,14 @@ class _Finished:
     def results(self) -> tuple[Tensor, ...]:
         return self.finish(*self.inner.results())
 
-    def __getattr__(self, name: str) -> Any:
-        """What else those who watch exchanges ask of one: it is that of the inner one."""
-        return getattr(self.inner, name)
+    def follow(self) -> None:
+        """Make the current stream of a GPU wait until it is done."""
+        self.inner.follow()
+
+    @property
+    def on_completion(self) -> Callable[[Callable[[], None]], None] | None:
+        """That of the inner one, if it can tell."""
+        return getattr(self.inner, "on_completion", None)
 
 
 class _RoundGradient(torch.autograd.Function):
