@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from parallel.files.outputs import require_outputs
 from parallel.ranks.environment import Place, place_from_environment
-from trainer.bench.limited_link import limited_link
+from trainer.bench.limited_link import bytes_per_second, limited_link
 from trainer.bench.step_options import add_step_options, require_steps
 from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
@@ -44,6 +44,8 @@ examples:
   python launch/throughput.py --config configs/cpu_4proc.yaml
   python launch/throughput.py --config configs/cpu_4proc.yaml --balanced-routing --json
   python launch/throughput.py --config configs/cpu_4proc.yaml --trace trace.json
+  python launch/throughput.py --config configs/overlap_2proc.yaml --emulate-rank 1 --link-rate 1gbit
+  python launch/throughput.py --config configs/deepseek_v3_2048.yaml --emulate-rank 112
   python launch/throughput.py --config configs/overlap_2proc.yaml --compare-overlap \\
       --link-rate 1gbit
   python launch/throughput.py --config configs/cpu_4proc.yaml --save-costs costs.yaml \\
@@ -84,6 +86,7 @@ class Options:
     balanced_routing: bool
     plan_memory: bool
     link_rate: str | None
+    emulate_rank: int | None
     save_costs: Path | None
     save_timeline: Path | None
     trace: Path | None
@@ -129,6 +132,9 @@ def _main(arguments: Sequence[str]) -> int:
     with said_once():
         config, options = _parse(arguments)
         place, world = place_from_environment(), mesh_of(config).world
+        if options.emulate_rank is not None:
+            validate(config, world)
+            return _emulate(config, options, options.emulate_rank, place)
         if place is None:
             require_room("throughput", world)
         validate(config, world if place is None else place.world)
@@ -146,6 +152,10 @@ def _parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     add("--balanced-routing", action="store_true", help="Give every expert as many tokens.")
     add("--plan-memory", action="store_true", help="Also plan the memory of tensors by rank.")
     add("--link-rate", type=str, default=None, help="Limit the loopback, as in 1gbit; needs root.")
+    add(
+        "--emulate-rank", type=int, default=None, metavar="R",
+        help="Measure rank R alone in this process; others are emulated, links of --link-rate.",
+    )  # fmt: skip
     add("--save-costs", type=Path, default=None, help="Write costs for simulate.py --costs.")
     add("--save-timeline", type=Path, default=None, help="Write a step for simulate.py --measured.")
     add("--trace", type=Path, default=None, help="Write a profiled step of each rank for Perfetto.")
@@ -196,6 +206,28 @@ def _rank(config: Config, options: Options, stop: StopRequest) -> None:
         if options.trace:
             write_step_trace(layout, _of_rank(options.trace, process.rank))
     leave()
+
+
+def _emulate(config: Config, options: Options, rank: int, place: Place | None) -> int:
+    """One rank, in this process."""
+    if place is not None:
+        raise ConfigError("--emulate-rank is one process: run it with python, not torchrun")
+    others = (options.compare_overlap, options.save_costs, options.save_timeline, options.trace)
+    if any(others) or options.plan_memory:
+        raise ConfigError(
+            "--emulate-rank measures steps alone: leave out --compare-overlap, --plan-memory, "
+            "--save-costs, --save-timeline and --trace"
+        )
+    require_steps(options.steps, options.warmup)
+    from trainer.bench.emulated_rank import as_json, emulate, show
+
+    rate = None if options.link_rate is None else bytes_per_second(options.link_rate)
+    found = emulate(config, rank, options.trial(config), rate)
+    if options.json:
+        print(json.dumps(as_json(found), indent=2), flush=True)
+    else:
+        show(found)
+    return 0
 
 
 def _report(found: Profile, options: Options) -> None:

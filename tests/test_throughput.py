@@ -32,9 +32,13 @@ from trainer.bench.exchange_times import Window, account, exchanges, hidden_shar
 from trainer.bench.limited_link import why_not
 from trainer.bench.step_parts import PartsClock, RankStep, mean_step
 from trainer.bench.throughput import Measured, Trial, compare
+from trainer.config.parse import config_parser, parse
+from trainer.dry.device import pretended_gpu
+from trainer.dry.rank import dry_step
 from trainer.plan.step_time import StepParts
 
 ROOT = Path(__file__).parent.parent
+ALONE = ("--mesh.pipeline", "1", "--mesh.expert", "1")
 SHORT = ("--steps", "2", "--warmup", "1", "--compare-overlap", "--json")
 TINY = """
 mesh: {expert: 2}
@@ -408,3 +412,35 @@ def test_files_of_a_run(tmp_path: Path) -> None:
         items = [name.partition(": ")[2] for _, name in sorted(names) if name.startswith("item ")]
         assert items == [str(item) for item in program]
         assert "F&: wait activation" in {name for _, name in names}
+
+
+def test_one_rank_alone_runs_its_program_with_the_waits_of_a_link(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As many all-to-alls as a dry run of that rank counts, hidden in part on a slow link."""
+    options = ("--config", "configs/cpu_4proc.yaml", "--emulate-rank", "1", "--json")
+    short = ("--steps", "1", "--warmup", "1", "--link-rate", "1gbit")
+    assert main([*options, *short]) == 0
+    found = json.loads(capsys.readouterr().out)
+    config = parse(config_parser("throughput", "", ""), options[:2])[0]
+    calls = [c for c in dry_step(config, 1, pretended_gpu()).calls if c.kind == "all-to-all"]
+    # Gradients of routing weights are a message of their own, of the exchange of tokens' gradients.
+    beside = [c for c in calls if (c.dtype, c.elements) == ("float32", config.model.moe.top_k)]
+    assert found["all_to_alls"]["number"] == len(calls) - len(beside) > 0
+    assert 0 < found["all_to_alls"]["waited"] < found["all_to_alls"]["in_flight"]
+    assert found["memory_gib"]["planned"] < found["memory_gib"]["peak"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--emulate-rank", "4"), "the config has 4 ranks, numbered from 0"),
+        (("--emulate-rank", "0", "--compare-overlap"), "leave out --compare-overlap"),
+        (("--emulate-rank", "0", "--pipeline.schedule", "1f1b", *ALONE), "nothing to emul"),
+    ],
+)
+def test_what_cannot_be_emulated_is_refused(
+    options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", "configs/cpu_4proc.yaml", *options]) == 2
+    assert words in capsys.readouterr().err

@@ -73,6 +73,14 @@ def why_not(rate: str, user: int, which: Callable[[str], str | None]) -> str | N
     return None
 
 
+def bytes_per_second(rate: str) -> float:
+    """Of a rate as tc writes it. Raises LinkError."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmg]?)bit", rate)
+    if found is None:
+        raise LinkError(why_not(rate, 0, shutil.which) or rate)
+    return float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]] / 8
+
+
 def _call(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
