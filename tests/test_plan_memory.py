@@ -91,7 +91,7 @@ def test_as_a_dry_run_of_the_whole_step(options: tuple[str, ...]) -> None:
         rank = place * here.mesh.expert * here.mesh.expert_data
         record = dry_step(here, rank, pretended_gpu())
         peak, before = sum(record.peak.values()), sum(record.start.values())
-        assert peak > 3 * before  # of what is there all the time
+        assert peak > 2 * before  # of what is there all the time
         # A dry run keeps a few messages longer than a GPU: nobody says that they have arrived.
         assert bytes_needed == pytest.approx(peak, rel=0.03)
 
