@@ -104,8 +104,8 @@ REAL = [
 
 @pytest.mark.parametrize("name", REAL)
 def test_near_a_real_step(name: str) -> None:
-    """Within 5 % where ranks keep step; where other work delays one, messages to it are kept longer,
-    up to 8 MB here."""
+    """Within 5 % where ranks keep step; where other work delays one, messages to it are kept for
+    longer, up to 8 MB here."""
     here = case(name)
     assert planned(here) == pytest.approx(measured(here), rel=0.05, abs=9e6)
 
