@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ def emulate(config: Config, rank: int, trial: Trial, rate: float | None) -> Emul
             f"--emulate-rank {rank}: the config has {mesh.world} ranks, numbered from 0"
             + (": there is nothing to emulate" if mesh.world == 1 else "")
         )
+    if config.mesh.dispatch == "deepep":  # whose buffers need the other ranks
+        config = replace(config, mesh=replace(config.mesh, dispatch="all_to_all"))
     process = Process(rank, mesh.world, rank, mesh.world)
     device = Process().device(config.run.device)
     place = mesh.coordinate(rank).pipeline

@@ -3,13 +3,12 @@
 What arrives is what this rank would send to itself, repeated where there is more of it; messages of
 the pipeline are random. With routing that is forced to balance,
 sizes are those of a real world. A collective takes as long as what leaves this rank takes on a link
-of a given rate; nothing is computed for it, so no processor is lost to it, as one would be to gloo
-or to NCCL. Links are not shared: two in flight do not slow each other.
+of a given rate, whichever rank it goes to, and takes no processor, but for making up what arrives.
+Links are not shared: two in flight do not slow each other.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,9 +37,8 @@ def emulated_world(rank: int, world: int, rate: float) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@functools.cache
 def _register(rate: float) -> None:
-    """Once per process: torch knows a backend by its name."""
+    """Of links of this rate from now on: torch knows a backend by its name."""
 
     def create(store: dist.Store, rank: int, world: int, timeout: Any) -> _OneOfMany:
         return _OneOfMany(rank, world, rate)
