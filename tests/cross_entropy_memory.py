@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import nn
 
-from parallel.ops.cross_entropy import cross_entropy
+from parallel.ops.cross_entropy import SOFTMAX, cross_entropy
 from parallel.reduce.gradients import make_gradients
 from parallel.tape.weight_gradients import WeightGradients
 
@@ -33,7 +33,7 @@ def main(way: str) -> None:
     target_T = torch.arange(TOKENS)
     if way == "chunks":
         deferred = WeightGradients()
-        cross_entropy(x_TD, head, target_T, deferred).backward()
+        cross_entropy(x_TD, head, target_T, deferred, SOFTMAX).backward()
         deferred.drain()
     elif way == "at-once":
         logits_TV = (x_TD.float() @ head.float().t()).bfloat16()

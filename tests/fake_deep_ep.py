@@ -141,6 +141,7 @@ class FakeElasticBuffer:
         assert num_sms % 2 == 0 and async_with_compute_stream
         if handle is not None:
             assert topk_idx is None and num_experts in (None, handle.num_experts)
+            assert num_sms or num_experts, "DeepEP's own choice of SMs divides by num_experts"
             recv_x, *_, event = self._inner.dispatch(x, handle.inner)
             return recv_x, None, None, handle, event
         per_rank, _, per_expert, in_rank, _ = self._inner.get_dispatch_layout(topk_idx, num_experts)

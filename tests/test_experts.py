@@ -170,7 +170,7 @@ def _dispatch(process: Process, way: str) -> list[tuple[dict[str, np.ndarray], l
     nodes = node_groups(rank, world, NODE) if way == "by node" else None
     first, second = (kind(torch.float64, torch.float64) for kind in (FakeBuffer, FakeElasticBuffer))
     carriers: dict[str, tuple[Carrier, list[list[int]]]] = {
-        "deepep": (DeepEPV1(first), first.sent), "deepep v2": (DeepEPV2(second, 20), second.sent),
+        "deepep": (DeepEPV1(first), first.sent), "deepep v2": (DeepEPV2(second), second.sent),
     }  # fmt: skip
     for name, scene, recompute, wire in _cases(world):
         placement = _placements(world)[name]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parallel.expert.dispatch import AllToAllDispatcher, ExpertGroups
 from parallel.expert.placement import ExpertPlacement
 from parallel.expert.wire import PlainWire
-from parallel.ops.cross_entropy import cross_entropy
+from parallel.ops.cross_entropy import SOFTMAX, cross_entropy
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
@@ -238,7 +238,7 @@ def test_cross_entropy_in_chunks_is_that_of_torch(dtype: torch.dtype, chunk: int
     target[[2, 9]] = -1
     deferred = WeightGradients()
     ours = x.clone().requires_grad_()
-    loss = cross_entropy(ours, weight, target, deferred, chunk)
+    loss = cross_entropy(ours, weight, target, deferred, replace(SOFTMAX, chunk=chunk))
     (loss * 0.3).backward()
     assert weight.grad is not None and not weight.grad.any()
     deferred.drain()
@@ -256,5 +256,5 @@ def test_cross_entropy_in_chunks_is_that_of_torch(dtype: torch.dtype, chunk: int
 
 def test_cross_entropy_in_an_evaluation_keeps_nothing() -> None:
     weight = random(VOCABULARY, WIDTH)
-    loss = cross_entropy(random(4, WIDTH), weight, torch.arange(4), WeightGradients())
+    loss = cross_entropy(random(4, WIDTH), weight, torch.arange(4), WeightGradients(), SOFTMAX)
     assert not loss.requires_grad

@@ -29,6 +29,7 @@ from parallel.expert.router import count
 from parallel.expert.rows import RowPlan, SendCopies, SumCopies
 from parallel.expert.wire import Wire
 from parallel.ops.groups import Groups
+from parallel.ops.sum_rows import AddRows
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 
@@ -92,7 +93,7 @@ class _NodeRoute:
         )
         first = plan_rows(
             self.groups.across, sent_MGC[:, 0, 0].tolist(), received_MGC[:, here, 0].tolist(),
-            self.goes_TM,
+            self.goes_TM, self.wire.add_rows,
         )  # fmt: skip
         of_node = range(node * ranks * self.slots, (node + 1) * ranks * self.slots)
         self._hops = _Hops(
@@ -100,7 +101,7 @@ class _NodeRoute:
             _SecondHop(
                 self.groups.within, of_node, self.slots,
                 received_MGC[:, here, 1 : 1 + ranks].sum(0).tolist(),
-                received_MGC[:, :, 1 + here].sum(0).tolist(),
+                received_MGC[:, :, 1 + here].sum(0).tolist(), self.wire.add_rows,
             ),
             self.stream,
         )  # fmt: skip
@@ -131,6 +132,7 @@ class _SecondHop:
     slots: int
     send_rows: list[int]
     receive_rows: list[int]
+    add: AddRows
 
     def plan(self, place_AK: Tensor) -> RowPlan:
         """For the tokens that have arrived, by the places that they are for."""
@@ -138,7 +140,7 @@ class _SecondHop:
         in_node_AK = slots_here(place_AK, self.places)
         rank_AK = torch.where(in_node_AK < 0, ranks, in_node_AK // self.slots)
         goes_AG = marked(rank_AK, ranks + 1)[:, :ranks]
-        return plan_rows(self.group, self.send_rows, self.receive_rows, goes_AG)
+        return plan_rows(self.group, self.send_rows, self.receive_rows, goes_AG, self.add)
 
 
 @dataclass

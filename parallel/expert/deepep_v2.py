@@ -16,6 +16,9 @@ class Handle(Protocol):
     """Of deep_ep.EPHandle what is used here."""
 
     @property
+    def num_experts(self) -> int: ...
+
+    @property
     def num_recv_tokens_per_expert_list(self) -> list[int]: ...
 
 
@@ -72,10 +75,11 @@ class DeepEPV2:
         sizes = handle.num_recv_tokens_per_expert_list
         return Came(x_ND, weights_NK, slot_NK, sizes, handle, event)
 
-    def again(self, x: Rows, handle: Any) -> tuple[Rows, Event]:
+    def again(self, x: Rows, handle: Handle) -> tuple[Rows, Event]:
         x_ND, *_, event = self.buffer.dispatch(
-            x, num_sms=self.sms, handle=handle, async_with_compute_stream=True
-        )
+            x, num_experts=handle.num_experts, num_sms=self.sms, handle=handle,
+            async_with_compute_stream=True,
+        )  # fmt: skip
         return x_ND, event
 
     def back(

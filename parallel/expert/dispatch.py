@@ -29,6 +29,7 @@ from parallel.expert.wire import Wire
 from parallel.ops.fp8.rounded import Rounded
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Operand
+from parallel.ops.sum_rows import AddRows
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 
@@ -156,7 +157,7 @@ class _AllToAllRoute:
         on_host, received = self.counts()
         send_rows, receive_rows = on_host[:, :, 0].tolist()
         groups = Groups.of(received[:, 1:].sum(0), on_host[1, :, 1:].sum(0).tolist())
-        plan = plan_rows(self.group, send_rows, receive_rows, self.goes_TR)
+        plan = plan_rows(self.group, send_rows, receive_rows, self.goes_TR, self.wire.add_rows)
         there = SendCopies(plan)
         self._back = there.reversed()
         *arrived, across_TD = yield from tape.exchange(
@@ -202,12 +203,16 @@ def marked(bins_TK: Tensor, bins: int) -> Tensor:
 
 
 def plan_rows(
-    group: dist.ProcessGroup, send_rows: list[int], receive_rows: list[int], goes_TR: Tensor
+    group: dist.ProcessGroup,
+    send_rows: list[int],
+    receive_rows: list[int],
+    goes_TR: Tensor,
+    add: AddRows,
 ) -> RowPlan:
     """Each row once to each rank that it goes to. send_rows: how many are marked for each rank, so
-    that the host need not wait to learn it."""
+    that the host need not wait to learn it. add: of a RowPlan."""
     row_S = torch.nonzero_static(goes_TR.t(), size=sum(send_rows))[:, 1]
-    return RowPlan(group, tuple(send_rows), tuple(receive_rows), row_S, len(goes_TR))
+    return RowPlan(group, tuple(send_rows), tuple(receive_rows), row_S, len(goes_TR), add)
 
 
 def slots_here(place_NK: Tensor, places: range) -> Tensor:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parallel.expert.sum_rows import sum_rows
-from parallel.ops.fp8.rounded import Rounded, rows_of
+from parallel.ops.fp8.rounded import Rounded
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
 
@@ -39,12 +38,12 @@ class GroupedExperts(nn.Module):
         slot. x: the tokens, [N, D], or the parts of Rounded ones.
         """
         row_P, choice_P = self.sorted_pairs(experts_NK, groups.rows)
-        x_PD = x[0].index_select(0, row_P) if len(x) == 1 else rows_of(Rounded(*x), row_P)
+        x_PD = self.ops.take_rows(x[0] if len(x) == 1 else Rounded(*x), row_P)
         gate_up_P2I = self.ops.grouped_linear(x_PD, self.gate_up_proj, groups)
         y_PD = self.ops.weighted_swiglu_linear(
             gate_up_P2I, weights_NK[row_P, choice_P], self.down_proj, groups, self.recompute_swiglu
         )
-        return sum_rows(y_PD, row_P, len(x[0]))
+        return self.ops.sum_rows(y_PD, row_P, len(x[0]))
 
     def sorted_pairs(self, experts_NK: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
         """Row and choice of each pair, sorted by expert [P]."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.expert.all_to_all import InFlight, start_all_to_all
-from parallel.expert.sum_rows import sum_rows
+from parallel.ops.sum_rows import AddRows
 
 _ALIGNED = 16  # bytes, at a multiple of which each tensor's part of a row begins
 
@@ -26,13 +26,15 @@ _ALIGNED = 16  # bytes, at a multiple of which each tensor's part of a row begin
 @dataclass(frozen=True)
 class RowPlan:
     """Which rows go where. Rank i of `group` gets the next send_rows[i] of the rows numbered in
-    row_S (int64), of `rows` in all; we get receive_rows[i] of its."""
+    row_S (int64), of `rows` in all; we get receive_rows[i] of its. add: what adds up copies that
+    have come back."""
 
     group: dist.ProcessGroup
     send_rows: tuple[int, ...]
     receive_rows: tuple[int, ...]
     row_S: Tensor
     rows: int
+    add: AddRows
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class SumCopies:
         return SendCopies(self.plan)
 
     def _add_up(self, *arrived: Tensor) -> tuple[Tensor, ...]:
-        return tuple(sum_rows(each, self.plan.row_S, self.plan.rows) for each in arrived)
+        plan = self.plan
+        return tuple(plan.add(each, plan.row_S, plan.rows) for each in arrived)
 
 
 @dataclass(frozen=True)

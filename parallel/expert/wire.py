@@ -1,4 +1,4 @@
-"""In which type rows travel to their experts: their own, or fp8.
+"""In which type rows travel to their experts, their own or fp8, and what rounds and adds them up.
 
 In fp8, as DeepSeek-V3 sends them (arXiv 2412.19437, section 3.3.3), a row is codes and a scale for
 each 128 of them, a power of two. Tokens arrive so, and products read them so. Gradients of results,
@@ -15,16 +15,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from parallel.ops.fp8.rounded import Rounded, carrier_of, rounded
+from parallel.ops.fp8.rounded import Quantise, Rounded, carrier_of, rounded
 from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
 from parallel.ops.ops import Operand
+from parallel.ops.sum_rows import AddRows, add_rows
 from parallel.tape.collective import Collective, Pending
 
 
 class Wire(Protocol):
     """tokens, results: what to send them with, from a collective that sends anything. read: what
     has arrived of tokens, their routing weights and their places. stay_tokens, stay_results: the
-    same rounding where nothing travels."""
+    same rounding where nothing travels. add_rows: adds up copies of rows that have come back."""
+
+    @property
+    def add_rows(self) -> AddRows: ...
 
     def tokens(self, send: Collective) -> Collective: ...
 
@@ -40,6 +44,8 @@ class Wire(Protocol):
 @dataclass(frozen=True)
 class PlainWire:
     """Rows in their own type."""
+
+    add_rows: AddRows = add_rows
 
     def tokens(self, send: Collective) -> Collective:
         return send
@@ -60,23 +66,26 @@ class PlainWire:
 
 @dataclass(frozen=True)
 class Fp8Wire:
-    """Rows in fp8."""
+    """Rows in fp8. quantise: rounds them."""
+
+    add_rows: AddRows = add_rows
+    quantise: Quantise = tiles_along_rows
 
     def tokens(self, send: Collective) -> Collective:
-        return _Tokens(send)
+        return _Tokens(send, self.quantise)
 
     def results(self, add_up: Collective) -> Collective:
-        return _Results(add_up)
+        return _Results(add_up, self.quantise)
 
     def read(self, arrived: Sequence[Tensor]) -> tuple[Operand, Tensor, Tensor]:
         carrier_ND, weights_NK, place_NK, codes_ND, scales = arrived
         return Rounded(carrier_ND, codes_ND, scales), weights_NK, place_NK
 
     def stay_tokens(self, x_TD: Tensor) -> Operand:
-        return rounded(x_TD, power_of_two=True)
+        return rounded(x_TD, True, self.quantise)
 
     def stay_results(self, y_ND: Tensor) -> Tensor:
-        return _RoundGradient.apply(y_ND)
+        return _RoundGradient.apply(y_ND, self.quantise)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class _Tokens:
     the others. Its gradients come back as they are."""
 
     send: Collective
+    quantise: Quantise
 
     @property
     def copies(self) -> bool:
@@ -97,7 +107,7 @@ class _Tokens:
             carrier_ND = carrier_of(x_TD.new_empty(1).expand(codes_ND.shape))
             return carrier_ND, *arrived, codes_ND, scales
 
-        return _send_rounded(self.send, x_TD, others, finish)
+        return _Finished(_start(self.send, self.quantise(x_TD, True), others), finish)
 
     def reversed(self) -> Collective:
         return self.send.reversed()
@@ -108,6 +118,7 @@ class _Results:
     """Rows as they are, whose gradients go in fp8."""
 
     add_up: Collective
+    quantise: Quantise
 
     @property
     def copies(self) -> bool:
@@ -117,7 +128,7 @@ class _Results:
         return self.add_up.start(*tensors)
 
     def reversed(self) -> Collective:
-        return _Gradients(self.add_up)
+        return _Gradients(self.add_up, self.quantise)
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class _Gradients:
     """The way of results backwards, in fp8; what arrives is read in its own type."""
 
     add_up: Collective
+    quantise: Quantise
 
     @property
     def copies(self) -> bool:
@@ -137,20 +149,14 @@ class _Gradients:
         def finish(codes_ND: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
             return (Tiled.along_rows(codes_ND, scales).values(dtype),)
 
-        return _send_rounded(self.add_up.reversed(), grad_TD, (), finish)
+        return _Finished(_start(self.add_up.reversed(), self.quantise(grad_TD, True), ()), finish)
 
     def reversed(self) -> Collective:
-        return _Results(self.add_up)
+        return _Results(self.add_up, self.quantise)
 
 
-def _send_rounded(
-    send: Collective,
-    x_TD: Tensor,
-    others: Sequence[Tensor],
-    finish: Callable[..., tuple[Tensor, ...]],
-) -> _Finished:
-    tiled = tiles_along_rows(x_TD, power_of_two=True)
-    return _Finished(send.start(tiled.codes, tiled.scales, *others), finish)
+def _start(send: Collective, x: Tiled, others: Sequence[Tensor]) -> Pending:
+    return send.start(x.codes, x.scales, *others)
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,10 @@ class _RoundGradient(torch.autograd.Function):
     """The identity, whose gradient is rounded as it is on its way."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, quantise: Quantise) -> Tensor:
+        ctx.quantise = quantise
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return tiles_along_rows(grad, power_of_two=True).values(grad.dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.quantise(grad, True).values(grad.dtype), None

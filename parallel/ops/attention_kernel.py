@@ -14,6 +14,7 @@ import torch
 
 from parallel.errors import TandemError
 from parallel.ops.attention import KERNELS, AttentionKernel, causal_attention
+from parallel.ops.pretended import pretends
 
 AskedKernel: TypeAlias = Literal["auto"] | AttentionKernel
 
@@ -45,7 +46,7 @@ def attention_kernel(
 ) -> AttentionKernel | None:
     """The kernel for all layers; of auto, the first of KERNELS that runs. None on a device that
     only pretends: it has one of its own. Raises AttentionError where the asked one cannot run."""
-    if device.type not in ("cpu", "cuda"):
+    if pretends(device):
         return None
     tried = KERNELS if asked == "auto" else (asked,)
     problems: list[str] = []

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from parallel.ops.attention import AttentionKernel, causal_attention
 from parallel.ops.cross_entropy import cross_entropy
 from parallel.ops.embedding import embedding
-from parallel.ops.fp8.rounded import Rounded, read
+from parallel.ops.fp8.rounded import Rounded, read, rows_of
 from parallel.ops.grouped import GroupedProduct, grouped_linear
 from parallel.ops.groups import Groups
 from parallel.ops.kernels import Kernels
 from parallel.ops.linear import Product, linear
 from parallel.ops.norm import rms_norm
 from parallel.ops.precision import Precision
+from parallel.ops.sum_rows import sum_rows, take_rows
 from parallel.ops.swiglu_linear import swiglu_linear
 from parallel.tape.tape import Tape
 from parallel.tape.weight_gradients import WeightGradients
@@ -91,7 +92,17 @@ class Ops:
     def cross_entropy(self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         """Cross-entropy of softmax(x @ weight transposed), summed over the tokens whose target is
         not -1, in nats; float32 or wider."""
-        return cross_entropy(x_TD, weight_VD, target_T, self.deferred)
+        return cross_entropy(x_TD, weight_VD, target_T, self.deferred, self.kernels.softmax)
+
+    def take_rows(self, x: Operand, row_P: Tensor) -> Operand:
+        """The rows with these numbers (int64), [P, D]; in fp8, codes and scales as they are."""
+        if isinstance(x, Rounded):
+            return rows_of(x, row_P, self.kernels.add_rows)
+        return take_rows(x, row_P, self.kernels.add_rows)
+
+    def sum_rows(self, x_PD: Tensor, row_P: Tensor, rows: int) -> Tensor:
+        """y [rows, D] with y[r] the sum of the x whose number in row_P (int64) is r."""
+        return sum_rows(x_PD, row_P, rows, self.kernels.add_rows)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention, [B, H, S, N] each -> [B, H, S, V]; softmax in float32 or wider."""

@@ -1,4 +1,4 @@
-"""Heads joined and turned in Triton are those of trainer/model/rope.py, and so are gradients."""
+"""Heads joined and turned in Triton are those of parallel/ops/rotary.py, and so are gradients."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.ops.triton.rotary import join_rotated, sum_turned_back
-from trainer.model.rope import rotate
+from parallel.ops.rotary import ROTARY as PLAIN
+from parallel.ops.triton.rotary import ROTARY
 
 pytestmark = pytest.mark.gpu
-BATCH, POSITIONS, HEADS, STILL, TURNED, VALUE = 2, 5, 18, 24, 12, 20
+POSITIONS, HEADS, STILL, TURNED, VALUE = 5, 18, 24, 12, 20
+TOKENS = 2 * POSITIONS
 HALF_A_STEP = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
 
 
@@ -19,7 +20,8 @@ def numbers(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=generator).to(device, dtype)
 
 
-def near(found: Tensor, wanted: Tensor) -> None:
+def near(found: Tensor | None, wanted: Tensor | None) -> None:
+    assert found is not None and wanted is not None
     relative = HALF_A_STEP[found.dtype]
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=1e-5)
 
@@ -31,31 +33,30 @@ def angles(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", list(HALF_A_STEP))
 def test_queries(dtype: torch.dtype, device: torch.device) -> None:
-    cos, sin = angles(device)
-    x = numbers(BATCH, POSITIONS, HEADS, STILL + TURNED, device=device, dtype=dtype)
-    exact = x.double().requires_grad_()
-    wanted = rotate(exact, cos.double(), sin.double())
-    grad = numbers(*x.shape[:-1], STILL + TURNED, device=device, dtype=dtype) * 2
+    of_positions = angles(device)
+    exact_angles = [each.double() for each in of_positions]
+    x = numbers(TOKENS, HEADS, STILL + TURNED, device=device, dtype=dtype).requires_grad_()
+    grad = numbers(*x.shape, device=device, dtype=dtype) * 2
+    exact = x.detach().double().requires_grad_()
+    wanted, found = PLAIN.queries(exact, *exact_angles), ROTARY.queries(x, *of_positions)
     wanted.backward(grad.double())
-    assert exact.grad is not None
-    for backward, given, result in ((False, x, wanted.detach()), (True, grad, exact.grad)):
-        still, turned = given.flatten(0, 1).split([STILL, TURNED], -1)
-        near(join_rotated(still, turned, cos, sin, backward), result.flatten(0, 1))
+    found.backward(grad)
+    near(found, wanted)
+    near(x.grad, exact.grad)
 
 
 @pytest.mark.parametrize("dtype", list(HALF_A_STEP))
 def test_keys_whose_turned_part_all_heads_share(dtype: torch.dtype, device: torch.device) -> None:
-    cos, sin = angles(device)
-    key_value = numbers(BATCH * POSITIONS, HEADS, STILL + VALUE, device=device, dtype=dtype)
-    still, shared = key_value[..., :STILL], numbers(
-        BATCH * POSITIONS, 1, TURNED, device=device, dtype=dtype
-    )  # fmt: skip
-    exact = shared.double().requires_grad_()
-    turned = rotate(exact.view(BATCH, POSITIONS, 1, TURNED), cos.double(), sin.double())
-    expanded = turned.flatten(0, 1).expand(-1, HEADS, -1)
-    wanted = torch.cat([still.double(), expanded], -1)
-    near(join_rotated(still, shared.expand(-1, HEADS, -1), cos, sin), wanted.detach())
-    grad = numbers(*wanted.shape, device=device, dtype=dtype)
+    of_positions = angles(device)
+    exact_angles = [each.double() for each in of_positions]
+    key_value = numbers(TOKENS, HEADS, STILL + VALUE, device=device, dtype=dtype).requires_grad_()
+    shared = numbers(TOKENS, TURNED, device=device, dtype=dtype).requires_grad_()
+    grad = numbers(TOKENS, HEADS, STILL + TURNED, device=device, dtype=dtype)
+    exact = [each.detach().double().requires_grad_() for each in (key_value, shared)]
+    wanted = PLAIN.keys(exact[0][..., :STILL], exact[1], *exact_angles)
+    found = ROTARY.keys(key_value[..., :STILL], shared, *of_positions)
     wanted.backward(grad.double())
-    assert exact.grad is not None
-    near(sum_turned_back(grad[..., STILL:], cos, sin), exact.grad.squeeze(1))
+    found.backward(grad)
+    near(found, wanted)
+    near(key_value.grad, exact[0].grad)
+    near(shared.grad, exact[1].grad)

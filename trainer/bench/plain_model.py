@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from parallel.ops.attention import causal_attention
 from parallel.ops.precision import PRECISIONS, accurate_type
+from parallel.ops.rotary import ROTARY
 from trainer.config.schema import Config, ModelConfig
-from trainer.model.rope import rotate, rotations, softmax_scale
+from trainer.model.rope import rotations, softmax_scale
 
 
 class PlainMLA(nn.Module):
@@ -52,11 +53,10 @@ class PlainMLA(nn.Module):
         key_value = self.kv_b_proj(self.kv_a_layernorm(latent_BSC))
         key_value = key_value.unflatten(-1, (c.heads, c.nope_head_dim + c.v_head_dim))
         key_nope, value_BSHV = key_value.split([c.nope_head_dim, c.v_head_dim], -1)
-        query_nope, query_rope = query_BSHW.split([c.nope_head_dim, c.rope_head_dim], -1)
-        query_rope = rotate(query_rope, self.cos_SR, self.sin_SR)
-        key_rope = rotate(key_BSR.unsqueeze(2), self.cos_SR, self.sin_SR)
-        query_BSHW = torch.cat([query_nope, query_rope], -1)
-        key_BSHW = torch.cat([key_nope, key_rope.expand(-1, -1, c.heads, -1)], -1)
+        angles = self.cos_SR, self.sin_SR
+        query_THW = ROTARY.queries(query_BSHW.flatten(0, 1), *angles)
+        key_THW = ROTARY.keys(key_nope.flatten(0, 1), key_BSR.flatten(0, 1), *angles)
+        query_BSHW, key_BSHW = query_THW.view_as(query_BSHW), key_THW.view_as(query_BSHW)
         out_BHSV = causal_attention(
             query_BSHW.transpose(1, 2),
             key_BSHW.transpose(1, 2),

@@ -12,9 +12,9 @@ from parallel.expert.deepep import DeepEPDispatcher, open_carrier
 from parallel.expert.deepep_carrier import Largest
 from parallel.expert.dispatch import AllToAllDispatcher, Dispatcher, ExpertGroups, LocalDispatcher
 from parallel.expert.placement import ExpertPlacement, PlacementError
-from parallel.expert.wire import Fp8Wire, PlainWire
 from parallel.ranks.mesh import Mesh
 from trainer.build.groups import GroupsOfExperts
+from trainer.build.ops import make_wire
 from trainer.config.derived import mesh_of
 from trainer.config.schema import Config, ModelConfig
 from trainer.model.moe import ExpertsHere
@@ -57,7 +57,7 @@ def dispatchers(
     groups: GroupsOfExperts, device: torch.device, config: Config
 ) -> Callable[[ExpertPlacement], Dispatcher]:
     """What makes the dispatcher of a layer from its placement. Raises DeepEPError."""
-    wire = Fp8Wire() if config.mesh.dispatch_dtype == "fp8" else PlainWire()
+    wire = make_wire(config, device)
     if groups is None:
         return lambda placement: LocalDispatcher(placement.experts, wire)
     if isinstance(groups, ExpertGroups):

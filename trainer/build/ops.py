@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 
+from parallel.expert.wire import Fp8Wire, PlainWire, Wire
 from parallel.ops.attention_kernel import AttentionShape, attention_kernel
 from parallel.ops.fp8.ops import Fp8Ops
+from parallel.ops.fp8.tiles import tiles_along_rows
 from parallel.ops.kernels import Kernels
 from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
+from parallel.ops.pretended import pretends
+from parallel.ops.sum_rows import add_rows
+from parallel.ops.triton.compiler import INSTALLED
+from parallel.ops.triton.fp8_ops import TritonFp8Ops
+from parallel.ops.triton.kernels import with_triton
+from parallel.ops.triton.quantise import quantise_rows
+from parallel.ops.triton.sum_rows import sum_rows
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 
@@ -25,17 +33,23 @@ def make_ops(config: Config, device: torch.device) -> Ops:
     if config.precision.linear == "fp8":
         kind = Fp8Ops
     if kernels_of(config, device) == "triton":
-        from parallel.ops.triton.fp8_ops import TritonFp8Ops
-        from parallel.ops.triton.kernels import triton_kernels
-
-        kernels, kind = triton_kernels(), TritonFp8Ops if kind is Fp8Ops else Ops
+        kernels, kind = with_triton(kernels), TritonFp8Ops if kind is Fp8Ops else Ops
     return kind(precision, kernels=kernels, weights_on=meta, attention_kernel=attention)
 
 
+def make_wire(config: Config, device: torch.device) -> Wire:
+    """What rounds and adds up rows that travel."""
+    triton = kernels_of(config, device) == "triton"
+    add = sum_rows if triton else add_rows
+    if config.mesh.dispatch_dtype == "same":
+        return PlainWire(add)
+    return Fp8Wire(add, quantise_rows if triton else tiles_along_rows)
+
+
 def kernels_of(config: Config, device: torch.device) -> Literal["torch", "triton"]:
-    """Whose kernels multiply; on the device of a plan, which has no kernels, torch's are counted.
+    """Whose kernels multiply. A plan's device runs none, and takes those of a GPU with Triton.
     Raises ConfigError where those that are asked for cannot."""
-    asked, there = config.run.kernels, find_spec("triton") is not None
+    asked, there = config.run.kernels, INSTALLED or pretends(device)
     if asked == "triton" and device.type == "cpu":
         raise ConfigError(
             "run.kernels = triton needs a GPU, but the run is on the CPU: set run.kernels to "
@@ -47,7 +61,7 @@ def kernels_of(config: Config, device: torch.device) -> Literal["torch", "triton
             "to torch"
         )
     wanted = asked == "triton" or (asked == "auto" and config.precision.linear == "fp8" and there)
-    return "triton" if wanted and device.type == "cuda" else "torch"
+    return "torch" if device.type == "cpu" or not wanted else "triton"
 
 
 def _attention_shape(config: Config) -> AttentionShape:

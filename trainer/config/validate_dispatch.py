@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from trainer.config.schema import Config
 
+TILE = 128  # that of parallel/ops/fp8/tiles.py, which this room, without torch, does not import
+
 
 def dispatch_problems(config: Config) -> Iterator[str]:
     """What is wrong with mesh.dispatch, each problem one line."""
@@ -25,6 +27,11 @@ def _deepep_problems(config: Config) -> Iterator[str]:
         yield (
             "mesh.dispatch = deepep carries bfloat16 only, but precision.parameters is "
             f"{config.precision.parameters}: set that to bfloat16, {or_not}"
+        )
+    if config.mesh.dispatch_dtype == "fp8" and config.model.dim % TILE:
+        yield (
+            f"mesh.dispatch = deepep carries rows in fp8 by tiles of {TILE}, which do not divide "
+            f"model.dim = {config.model.dim}: set mesh.dispatch_dtype to same, {or_not}"
         )
     if config.cluster.communication_sms % 2:
         yield (

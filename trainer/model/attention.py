@@ -6,14 +6,13 @@ position, V the value of a head, Q and C the query and the key-value latents.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from parallel.ops.ops import AttentionOutput, Linear, Operand
 from parallel.tape.tape import Tape
 from trainer.model.norm import RMSNorm
 from trainer.model.options import LayerOptions
-from trainer.model.rope import rotate, rotations, softmax_scale
+from trainer.model.rope import rotations, softmax_scale
 
 
 class MLA(nn.Module):
@@ -74,22 +73,22 @@ class MLA(nn.Module):
     def up(
         self, query_latent: Tensor, latent_TC: Tensor, key_TR: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, S, H, N + R] and values [B, S, H, V] from normalised latents."""
-        c, S = self.config, self.sequence_length
+        """Queries and keys [T, H, N + R] and values [T, H, V] from normalised latents."""
+        c, rotary = self.config, self.ops.kernels.rotary
         if c.q_lora_rank is not None:
             query_latent = self.q_b_proj(query_latent)
-        query = query_latent.view(-1, S, c.heads, c.nope_head_dim + c.rope_head_dim)
-        key_value = self.kv_b_proj(latent_TC)
-        key_value = key_value.view(-1, S, c.heads, c.nope_head_dim + c.v_head_dim)
-        key_nope, value = key_value.split([c.nope_head_dim, c.v_head_dim], -1)
-        key_rope = rotate(key_TR.view(-1, S, 1, c.rope_head_dim), self.cos_SR, self.sin_SR)
-        key = torch.cat([key_nope, key_rope.expand(-1, -1, c.heads, -1)], -1)
-        return rotate(query, self.cos_SR, self.sin_SR), key, value
+        query_THW = query_latent.unflatten(-1, (c.heads, -1))
+        key_value = self.kv_b_proj(latent_TC).unflatten(-1, (c.heads, -1))
+        key_THN, value_THV = key_value.split([c.nope_head_dim, c.v_head_dim], -1)
+        key_THW = rotary.keys(key_THN, key_TR, self.cos_SR, self.sin_SR)
+        return rotary.queries(query_THW, self.cos_SR, self.sin_SR), key_THW, value_THV
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention over each sequence and the projection of its output, [T, D]."""
-        out_BHSV = self.ops.attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scale
+    def attend(self, *heads: Tensor) -> Tensor:
+        """Causal attention over each sequence and the projection of its output, [T, D]. heads:
+        queries, keys and values as `up` gives them."""
+        query, key, value = (
+            each.unflatten(0, (-1, self.sequence_length)).transpose(1, 2) for each in heads
         )
+        out_BHSV = self.ops.attention(query, key, value, self.scale)
         out_TO = out_BHSV.transpose(1, 2).reshape(-1, self.config.heads * self.config.v_head_dim)
         return self.o_proj(out_TO)

@@ -1,10 +1,9 @@
-"""Rotary position embedding (arXiv 2104.09864) on interleaved pairs, and YaRN (arXiv 2309.00071),
-which stretches it to longer contexts, as DeepSeek-V3 uses them."""
+"""Angles of rotary position embedding (arXiv 2104.09864), and YaRN (arXiv 2309.00071), which
+stretches it to longer contexts, as DeepSeek-V3 uses them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,34 +21,6 @@ def rotations(positions: int, c: AttentionConfig) -> tuple[Tensor, Tensor]:
     angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
     scale = _rotary_scale(c.yarn)
     return angle.cos() * scale, angle.sin() * scale
-
-
-def rotate(x: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    """Rotate each pair (x[2i], x[2i + 1]) of the last 2R of x [..., S, heads, N + 2R] by its
-    position's angle, in the type of the angles; the result has that of x. N may be 0."""
-    return _Rotate.apply(x, torch.complex(cos_SR, sin_SR).unsqueeze(1))
-
-
-class _Rotate(torch.autograd.Function):
-    """Pairs as complex numbers: one multiplication each way, in place of a copy."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, turn_S1R: Tensor) -> Tensor:
-        ctx.save_for_backward(turn_S1R)
-        return _turned(x, turn_S1R)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (turn_S1R,) = ctx.saved_tensors
-        return _turned(grad, turn_S1R.conj()), None
-
-
-def _turned(x: Tensor, turn_S1R: Tensor) -> Tensor:
-    y = x.clone(memory_format=torch.contiguous_format)
-    end = y[..., -2 * turn_S1R.shape[-1] :]
-    pairs = end.to(turn_S1R.real.dtype).unflatten(-1, (-1, 2)).contiguous()
-    end.copy_(torch.view_as_real(torch.view_as_complex(pairs) * turn_S1R).flatten(-2))
-    return y
 
 
 def softmax_scale(c: AttentionConfig) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from parallel.ops.fp8.linear import fp8_attention_output, fp8_linear
 from parallel.ops.fp8.product import AnyProduct, Fp8GroupedProduct, Fp8Product
 from parallel.ops.fp8.rounded import Rounded, rounded
-from parallel.ops.fp8.swiglu import fp8_swiglu_linear
+from parallel.ops.fp8.swiglu import RoundingKernel, fp8_swiglu_linear
 from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
 from parallel.ops.fp8.weights import QuantisedWeights
 from parallel.ops.groups import Groups
@@ -47,8 +47,8 @@ class Fp8Ops(Ops):
     def swiglu_linear(
         self, gate_TI: Tensor, up_TI: Tensor, weight: Tensor, recompute: bool
     ) -> Tensor:
-        product = self.product(weight)
-        return fp8_swiglu_linear(self.kernels.swiglu, product, recompute, gate_TI, up_TI)
+        kernel = RoundingKernel.of(self.kernels.swiglu, self.quantise)
+        return fp8_swiglu_linear(kernel, self.product(weight), recompute, gate_TI, up_TI)
 
     def weighted_swiglu_linear(
         self,
@@ -58,10 +58,14 @@ class Fp8Ops(Ops):
         groups: Groups,
         recompute: bool,
     ) -> Tensor:
-        product, kernel = self.grouped_product(weight_EOI, groups), self.kernels.weighted_swiglu
+        product, kernel = self.grouped_product(weight_EOI, groups), self.rounded_swiglu()
         return fp8_swiglu_linear(kernel, product, recompute, gate_up_P2I, weight_P)
 
     # ---- what another way to multiply does otherwise ----
+
+    def rounded_swiglu(self) -> RoundingKernel:
+        """That of experts."""
+        return RoundingKernel.of(self.kernels.weighted_swiglu, self.quantise)
 
     def quantise(self, x_TC: Tensor, power_of_two: bool = False) -> Tiled:
         """In tiles along rows."""

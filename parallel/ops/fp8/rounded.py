@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from parallel.ops.fp8.tiles import Tiled, tiles_along_rows
+from parallel.ops.sum_rows import AddRows
 
 Quantise: TypeAlias = Callable[[Tensor, bool], Tiled]
 """A matrix in tiles along rows, with scales that are powers of two if so."""
@@ -35,9 +36,9 @@ def rounded(
     return Rounded(*_Round.apply(x_TC, power_of_two, quantise))
 
 
-def rows_of(x: Rounded, row_P: Tensor) -> Rounded:
+def rows_of(x: Rounded, row_P: Tensor, add: AddRows) -> Rounded:
     """The rows with these numbers (int64), codes and scales as they are."""
-    return Rounded(*_Rows.apply(*x, row_P))
+    return Rounded(*_Rows.apply(*x, row_P, add))
 
 
 def read(x: Rounded) -> Tensor:
@@ -67,10 +68,10 @@ class _Round(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx: Any, carrier, codes, scales, row_P
+        ctx: Any, carrier, codes, scales, row_P, add
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(row_P)
-        ctx.rows = len(codes)
+        ctx.rows, ctx.add = len(codes), add
         taken = codes.index_select(0, row_P), scales.index_select(0, row_P)
         ctx.mark_non_differentiable(*taken)
         return carrier.new_empty(1).expand(taken[0].shape), *taken
@@ -78,8 +79,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_PC: Tensor, *no_gradients: None) -> tuple[Tensor | None, ...]:
         (row_P,) = ctx.saved_tensors
-        grad_TC = grad_PC.new_zeros(ctx.rows, grad_PC.shape[1]).index_add_(0, row_P, grad_PC)
-        return grad_TC, None, None, None
+        grad_TC = ctx.add(grad_PC.contiguous(), row_P, ctx.rows)
+        return grad_TC, None, None, None, None
 
 
 class _Read(torch.autograd.Function):

@@ -3,18 +3,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallel.ops.fp8.product import AnyProduct
+from parallel.ops.fp8.rounded import Quantise
 from parallel.ops.fp8.tiles import Tiled
 from parallel.ops.kernel import Kernel
 
 
+@dataclass(frozen=True)
+class RoundingKernel:
+    """forward: of the inputs, gives the result in tiles along rows. backward: that of a Kernel.
+    read: what either takes of an input that was kept in fp8, for a run in a given type."""
+
+    forward: Callable[..., Tiled]
+    backward: Callable[..., tuple[Tensor, ...]]
+    read: Callable[[Tiled, torch.dtype], Tensor | Tiled] = Tiled.values
+
+    @classmethod
+    def of(cls, kernel: Kernel, quantise: Quantise) -> RoundingKernel:
+        """One after the other."""
+        return cls(lambda *inputs: quantise(kernel.forward(*inputs)[0], False), kernel.backward)
+
+
 def fp8_swiglu_linear(
-    kernel: Kernel, product: AnyProduct, recompute: bool, *inputs: Tensor
+    kernel: RoundingKernel, product: AnyProduct, recompute: bool, *inputs: Tensor
 ) -> Tensor:
     """The product with kernel(*inputs). Matrices among the inputs are kept in fp8.
 
@@ -28,7 +46,7 @@ class _Fp8SwigluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel, product, recompute, *inputs):  # type: ignore[no-untyped-def]
         dtype = inputs[0].dtype
-        act = product.quantise(*kernel.forward(*inputs))
+        act = kernel.forward(*inputs)
         kept = [_kept(each, product) for each in inputs]
         kept_act = () if recompute else (act.codes, act.scales)
         ctx.save_for_backward(*kept_act, *(tensor for tensors in kept for tensor in tensors))
@@ -40,9 +58,10 @@ class _Fp8SwigluLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         act = Tiled.along_rows(next(saved), next(saved)) if ctx.keeps_act else None
-        inputs = [_read([next(saved) for _ in range(size)], ctx.dtype) for size in ctx.sizes]
+        kept = [[next(saved) for _ in range(size)] for size in ctx.sizes]
+        inputs = [_read(each, ctx.kernel, ctx.dtype) for each in kept]
         if act is None:
-            act = ctx.product.quantise(*ctx.kernel.forward(*inputs))
+            act = ctx.kernel.forward(*inputs)
         ctx.product.defer(grad, act)
         act_grad = ctx.product.input_gradient(grad)
         return (None, None, None, *ctx.kernel.backward(act_grad, *inputs))
@@ -55,5 +74,5 @@ def _kept(tensor: Tensor, product: AnyProduct) -> tuple[Tensor, ...]:
     return tiled.codes, tiled.scales
 
 
-def _read(kept: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return kept[0] if len(kept) == 1 else Tiled.along_rows(kept[0], kept[1]).values(dtype)
+def _read(kept: list[Tensor], kernel: RoundingKernel, dtype: torch.dtype) -> Tensor | Tiled:
+    return kept[0] if len(kept) == 1 else kernel.read(Tiled.along_rows(*kept), dtype)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from parallel.ops.fp8.ops import Fp8Ops
+from parallel.ops.fp8.swiglu import RoundingKernel
 from parallel.ops.fp8.tiles import Tiled
 from parallel.ops.groups import Groups
 from parallel.ops.triton.fp8_products import TritonProduct, TritonWeights
+from parallel.ops.triton.kernels import ROUNDED_SWIGLU
 from parallel.ops.triton.quantise import quantise_rows
 
 
@@ -24,6 +26,9 @@ class TritonFp8Ops(Fp8Ops):
 
     def quantise(self, x_TC: Tensor, power_of_two: bool = False) -> Tiled:
         return quantise_rows(x_TC.contiguous(), power_of_two)
+
+    def rounded_swiglu(self) -> RoundingKernel:
+        return ROUNDED_SWIGLU
 
     def product(self, weight: Tensor) -> TritonProduct:
         return TritonProduct(weight, None, self.deferred, self.codes)

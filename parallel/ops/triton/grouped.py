@@ -6,11 +6,10 @@ Shapes: P rows sorted by group, O outputs, I inputs, G groups.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from parallel.ops.groups import Groups
+from parallel.ops.triton.compiler import ceil_div, jit, launch, tl
 
 _BLOCK, _ROWS = 128, 64
 _WARPS, _STAGES = 8, 4  # not tuned on a GPU
@@ -23,14 +22,15 @@ def add_grouped_product(into_GOI: Tensor, grad_PO: Tensor, x_PI: Tensor, groups:
     read nor written.
     """
     count, outputs, inputs = into_GOI.shape
-    grid = (triton.cdiv(outputs, _BLOCK), triton.cdiv(inputs, _BLOCK), count)
-    _add_grouped_product[grid](
+    grid = (ceil_div(outputs, _BLOCK), ceil_div(inputs, _BLOCK), count)
+    launch(
+        _add_grouped_product, grid,
         into_GOI, grad_PO, x_PI, groups.ends_E, outputs, inputs, _BLOCK, _ROWS,
         num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
 
 
-@triton.jit
+@jit
 def _add_grouped_product(
     into_GOI, grad_PO, x_PI, ends_G, outputs, inputs, T: tl.constexpr, ROWS: tl.constexpr
 ):

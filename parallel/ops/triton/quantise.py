@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from parallel.ops.fp8.tiles import CODE, TILE, Tiled
+from parallel.ops.triton.compiler import jit, launch, next_power_of_2, tl
 from parallel.ops.triton.row_tiles import RowTiles, group_of_tile, rows_of_tile
 
 _ROWS = 16  # of a program that makes tiles along rows
@@ -42,10 +41,19 @@ def quantise_rows(x_RC: Tensor, power_of_two: bool = False) -> Tiled:
     codes = torch.empty(rows, columns, dtype=CODE, device=x_RC.device)
     scales = x_RC.new_empty(rows, -(-columns // TILE), dtype=torch.float32)
     grid = (-(-rows // _ROWS), scales.shape[1])
-    if rows:
-        _quantise_rows[grid](
-            x_RC, codes, scales, rows, columns, x_RC.stride(0), power_of_two, _ROWS, TILE
-        )
+    launch(
+        _quantise_rows,
+        grid,
+        x_RC,
+        codes,
+        scales,
+        rows,
+        columns,
+        x_RC.stride(0),
+        power_of_two,
+        _ROWS,
+        TILE,
+    )
     return Tiled(codes, scales, (1, TILE))
 
 
@@ -56,16 +64,16 @@ def quantise_columns(x: Tensor | Tiled, tiles: RowTiles, power_of_two: bool = Fa
     columns = source.shape[1]
     codes = torch.empty(tiles.count * TILE * columns, dtype=CODE, device=source.device)
     scales = torch.empty(tiles.count, columns, dtype=torch.float32, device=source.device)
-    if tiles.count:
-        _quantise_columns[(tiles.count, -(-columns // _COLUMNS))](
-            source, row_scales, codes, scales, tiles.ends_G, tiles.first_G1, columns,
-            source.stride(0), isinstance(x, Tiled), power_of_two, _COLUMNS, TILE,
-            tiles.groups, triton.next_power_of_2(tiles.groups),
-        )  # fmt: skip
+    launch(
+        _quantise_columns, (tiles.count, -(-columns // _COLUMNS)),
+        source, row_scales, codes, scales, tiles.ends_G, tiles.first_G1, columns,
+        source.stride(0), isinstance(x, Tiled), power_of_two, _COLUMNS, TILE,
+        tiles.groups, next_power_of_2(tiles.groups),
+    )  # fmt: skip
     return Columns(codes, scales, tiles)
 
 
-@triton.jit
+@jit
 def scale_of(amax, POWER_OF_TWO: tl.constexpr):
     """Of a tile whose largest magnitude is amax."""
     scale = tl.div_rn(tl.maximum(amax, 1e-4), 448.0)
@@ -76,14 +84,14 @@ def scale_of(amax, POWER_OF_TWO: tl.constexpr):
     return scale
 
 
-@triton.jit
+@jit
 def quantised(values_RT, POWER_OF_TWO: tl.constexpr):
     """(codes, scales) of rows, each a tile."""
     scale_R = scale_of(tl.max(tl.abs(values_RT), 1), POWER_OF_TWO)
     return tl.div_rn(values_RT, scale_R[:, None]).to(tl.float8e4nv), scale_R
 
 
-@triton.jit
+@jit
 def _quantise_rows(
     x_RC, codes_RC, scales_RN, rows, columns, stride,
     POWER_OF_TWO: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -100,7 +108,7 @@ def _quantise_rows(
     tl.store(scales, scale_R, mask=row_R < rows)
 
 
-@triton.jit
+@jit
 def _quantise_columns(
     x_RC, row_scales, codes, scales_NC, ends_G, first_G1, columns, stride,
     FROM_CODES: tl.constexpr, POWER_OF_TWO: tl.constexpr, COLUMNS: tl.constexpr,

@@ -6,30 +6,32 @@ Shapes: T tokens, of sequences of S positions; H heads; N and R the two parts of
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from parallel.ops.rotary import Rotary
+from parallel.ops.triton.compiler import ceil_div, jit, launch, next_power_of_2, tl
 
 _HEADS = 16  # of a program
 
 
 def join_rotated(
-    still_THN: Tensor, turned_THR: Tensor, cos_SP: Tensor, sin_SP: Tensor, backward: bool = False
+    still_THN: Tensor, turned_THR: Tensor, cos_SP: Tensor, sin_SP: Tensor, backward: bool
 ) -> Tensor:
     """[T, H, N + R] with pair i of the last R turned by its position's angle, or back by it.
 
-    Both parts may be views with any distance from token to token and head to head: parts of the
-    same tensor, or a key that all heads share, expanded. cos, sin: float32, [S, R / 2], contiguous.
+    Both parts may be views with any distance from token to token and head to head, and turned may
+    be one for all heads, [T, 1, R]. cos, sin: float32, [S, R / 2], contiguous.
     """
     tokens, heads, still = still_THN.shape
     turned = turned_THR.shape[-1]
+    turned_THR = turned_THR.expand(-1, heads, -1)
     out = still_THN.new_empty(tokens, heads, still + turned)
-    if tokens:
-        _join_rotated[(tokens, triton.cdiv(heads, _HEADS))](
-            still_THN, turned_THR, cos_SP, sin_SP, out, len(cos_SP), heads, *still_THN.stride()[:2],
-            *turned_THR.stride()[:2], still, turned // 2, backward, _HEADS,
-            triton.next_power_of_2(max(still, 1)), triton.next_power_of_2(turned // 2),
-        )  # fmt: skip
+    launch(
+        _join_rotated, (tokens, ceil_div(heads, _HEADS)),
+        still_THN, turned_THR, cos_SP, sin_SP, out, len(cos_SP), heads, *still_THN.stride()[:2],
+        *turned_THR.stride()[:2], still, turned // 2, backward, _HEADS,
+        next_power_of_2(max(still, 1)), next_power_of_2(turned // 2),
+    )  # fmt: skip
     return out
 
 
@@ -38,15 +40,15 @@ def sum_turned_back(grad_THR: Tensor, cos_SP: Tensor, sin_SP: Tensor) -> Tensor:
     in float32. grad may be a view, as above."""
     tokens, heads, turned = grad_THR.shape
     out = grad_THR.new_empty(tokens, turned)
-    if tokens:
-        _sum_turned_back[(tokens,)](
-            grad_THR, cos_SP, sin_SP, out, len(cos_SP), heads, *grad_THR.stride()[:2], turned // 2,
-            triton.next_power_of_2(heads), triton.next_power_of_2(turned // 2),
-        )  # fmt: skip
+    launch(
+        _sum_turned_back, (tokens,),
+        grad_THR, cos_SP, sin_SP, out, len(cos_SP), heads, *grad_THR.stride()[:2], turned // 2,
+        next_power_of_2(heads), next_power_of_2(turned // 2),
+    )  # fmt: skip
     return out
 
 
-@triton.jit
+@jit
 def _join_rotated(
     still_THN, turned_THR, cos_SP, sin_SP, out, positions, heads, still_token, still_head,
     turned_token, turned_head, STILL: tl.constexpr, PAIRS: tl.constexpr, BACKWARD: tl.constexpr,
@@ -74,7 +76,7 @@ def _join_rotated(
     tl.store(turned + 1, (first_HP * sin_P + second_HP * cos_P).to(narrow), mask=inside_HP)
 
 
-@triton.jit
+@jit
 def _sum_turned_back(
     grad_THR, cos_SP, sin_SP, out, positions, heads, grad_token, grad_head,
     PAIRS: tl.constexpr, HEADS: tl.constexpr, PAIRS_POWER: tl.constexpr,
@@ -92,3 +94,6 @@ def _sum_turned_back(
     narrow = out.dtype.element_ty
     tl.store(into, (first_P * cos_P + second_P * sin_P).to(narrow), mask=pair_P < PAIRS)
     tl.store(into + 1, (second_P * cos_P - first_P * sin_P).to(narrow), mask=pair_P < PAIRS)
+
+
+ROTARY = Rotary(join_rotated, sum_turned_back)

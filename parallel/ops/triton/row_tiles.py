@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from parallel.ops.groups import Groups
+from parallel.ops.triton.compiler import jit, tl
 
 TILE = 128
 
@@ -51,7 +50,7 @@ class RowTiles:
         return len(self.ends_G)
 
 
-@triton.jit
+@jit
 def group_of_tile(first_G1, tile, GROUPS: tl.constexpr, POWER: tl.constexpr):
     """The group that tile belongs to; GROUPS if there is no such tile. POWER: a power of two from
     GROUPS on."""
@@ -60,7 +59,7 @@ def group_of_tile(first_G1, tile, GROUPS: tl.constexpr, POWER: tl.constexpr):
     return tl.sum((first_after <= tile).to(tl.int32), 0)
 
 
-@triton.jit
+@jit
 def rows_of_tile(ends_G, first_G1, tile, group, TILE_ROWS: tl.constexpr):
     """(the rows of a tile of the group, the row after the group's last)."""
     start = tl.load(ends_G + group - 1, mask=group > 0, other=0)

@@ -10,11 +10,10 @@ Shapes: R rows, K what is summed over, O outputs, I inputs, G groups, N tiles of
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from parallel.ops.fp8.tiles import TILE, Tiled
+from parallel.ops.triton.compiler import ceil_div, jit, launch, next_power_of_2, tl
 from parallel.ops.triton.quantise import Columns
 from parallel.ops.triton.row_tiles import RowTiles, group_of_tile, rows_of_tile
 
@@ -33,13 +32,13 @@ def scaled_product(
     rows, width = x.codes.shape
     outputs = codes_GOK.shape[1]
     y_RO = torch.empty(rows, outputs, dtype=dtype, device=x.codes.device)
-    if tiles.count:
-        _scaled_product[(tiles.count, triton.cdiv(outputs, TILE))](
-            x.codes, x.scales, codes_GOK, scales, y_RO, tiles.ends_G, tiles.first_G1, width,
-            outputs, x.codes.stride(0), codes_GOK.stride(0), codes_GOK.stride(1), TILE,
-            tiles.groups, triton.next_power_of_2(tiles.groups), num_warps=_WARPS,
-            num_stages=_STAGES,
-        )  # fmt: skip
+    launch(
+        _scaled_product, (tiles.count, ceil_div(outputs, TILE)),
+        x.codes, x.scales, codes_GOK, scales, y_RO, tiles.ends_G, tiles.first_G1, width,
+        outputs, x.codes.stride(0), codes_GOK.stride(0), codes_GOK.stride(1), TILE,
+        tiles.groups, next_power_of_2(tiles.groups), num_warps=_WARPS,
+        num_stages=_STAGES,
+    )  # fmt: skip
     return y_RO
 
 
@@ -48,14 +47,15 @@ def add_scaled_product(into_GOI: Tensor, grad: Columns, x: Columns) -> None:
     of the same rows. into: float32, contiguous. A group without rows is neither read nor written.
     """
     groups, outputs, inputs = into_GOI.shape
-    grid = (triton.cdiv(outputs, TILE), triton.cdiv(inputs, TILE), groups)
-    _add_scaled_product[grid](
+    grid = (ceil_div(outputs, TILE), ceil_div(inputs, TILE), groups)
+    launch(
+        _add_scaled_product, grid,
         into_GOI, grad.codes, grad.scales, x.codes, x.scales, x.tiles.first_G1, outputs, inputs,
         TILE, num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
 
 
-@triton.jit
+@jit
 def _scaled_product(
     x_RK, x_scales, codes_GOK, scales, y_RO, ends_G, first_G1, width, outputs,
     x_stride, matrix_stride, row_stride, T: tl.constexpr, GROUPS: tl.constexpr, POWER: tl.constexpr,
@@ -90,7 +90,7 @@ def _scaled_product(
         tl.store(into, sum_TT.to(y_RO.dtype.element_ty), mask=inside_TT)
 
 
-@triton.jit
+@jit
 def _add_scaled_product(
     into_GOI, grad, grad_scales_NO, x, x_scales_NI, first_G1, outputs, inputs, T: tl.constexpr
 ):

@@ -7,33 +7,32 @@ Shapes: C tokens of a chunk, V vocabulary.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from parallel.ops.cross_entropy import IGNORED, Softmax
+from parallel.ops.triton.compiler import ceil_div, jit, launch, tl
 
 _BLOCK = 4096  # logits at once
 
 
-def loss_and_normaliser(logits_CV: Tensor, target_C: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token, 0 where its target is `ignored`, and the log of the sum of the
+def loss_and_normaliser(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each token, 0 where its target is IGNORED, and the log of the sum of the
     exponentials of its logits; both float32 [C]. Logits are contiguous."""
     tokens, vocabulary = logits_CV.shape
     loss_C, normaliser_C = torch.empty(2, tokens, device=logits_CV.device)
-    if tokens:
-        _loss[(tokens,)](logits_CV, target_C, loss_C, normaliser_C, vocabulary, ignored, _BLOCK)
+    launch(_loss, (tokens,), logits_CV, target_C, loss_C, normaliser_C, vocabulary, IGNORED, _BLOCK)
     return loss_C, normaliser_C
 
 
-def gradient_(logits_CV: Tensor, normaliser_C: Tensor, target_C: Tensor, ignored: int) -> Tensor:
+def gradient_(logits_CV: Tensor, normaliser_C: Tensor, target_C: Tensor) -> Tensor:
     """Of the summed loss by the logits, in place of the logits and in their type."""
     tokens, vocabulary = logits_CV.shape
-    if tokens:
-        grid = (tokens, triton.cdiv(vocabulary, _BLOCK))
-        _gradient[grid](logits_CV, normaliser_C, target_C, vocabulary, ignored, _BLOCK)
+    grid = (tokens, ceil_div(vocabulary, _BLOCK))
+    launch(_gradient, grid, logits_CV, normaliser_C, target_C, vocabulary, IGNORED, _BLOCK)
     return logits_CV
 
 
-@triton.jit
+@jit
 def _loss(logits_CV, target_C, loss_C, normaliser_C, vocabulary, ignored, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     row, target = logits_CV + token * vocabulary, tl.load(target_C + token)
@@ -54,7 +53,7 @@ def _loss(logits_CV, target_C, loss_C, normaliser_C, vocabulary, ignored, BLOCK:
     tl.store(loss_C + token, tl.where(target == ignored, 0.0, normaliser - chosen))
 
 
-@triton.jit
+@jit
 def _gradient(logits_CV, normaliser_C, target_C, vocabulary, ignored, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     place_B = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -64,3 +63,8 @@ def _gradient(logits_CV, normaliser_C, target_C, vocabulary, ignored, BLOCK: tl.
     gradient_B = tl.where(place_B == target, gradient_B - 1.0, gradient_B)
     gradient_B = tl.where(target == ignored, 0.0, gradient_B)
     tl.store(at, gradient_B.to(logits_CV.dtype.element_ty), mask=place_B < vocabulary)
+
+
+SOFTMAX = Softmax(Tensor.contiguous, loss_and_normaliser, gradient_, 2**27)
+"""256 MiB of logits in bfloat16 at once: products of some thousand tokens at DeepSeek-V3's
+vocabulary, so that the weights of the head are not read too often."""

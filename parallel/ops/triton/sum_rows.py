@@ -7,9 +7,9 @@ Shapes: P rows, D width.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from parallel.ops.triton.compiler import ceil_div, jit, launch, tl
 
 _COLUMNS = 1024
 
@@ -20,13 +20,12 @@ def sum_rows(x_PD: Tensor, row_P: Tensor, rows: int) -> Tensor:
     sorted_P, order_P = row_P.sort(stable=True)
     starts = torch.searchsorted(sorted_P, torch.arange(rows + 1, device=row_P.device))
     y = x_PD.new_empty(rows, x_PD.shape[1])
-    if rows:
-        grid = (rows, triton.cdiv(x_PD.shape[1], _COLUMNS))
-        _sum_rows[grid](x_PD, order_P, starts, y, x_PD.shape[1], _COLUMNS)
+    grid = (rows, ceil_div(x_PD.shape[1], _COLUMNS))
+    launch(_sum_rows, grid, x_PD, order_P, starts, y, x_PD.shape[1], _COLUMNS)
     return y
 
 
-@triton.jit
+@jit
 def _sum_rows(x_PD, order_P, starts, y, width, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column_C = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

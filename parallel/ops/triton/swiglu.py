@@ -7,11 +7,10 @@ Shapes: P rows, I inner width; gate and up side by side, [P, 2I].
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from parallel.ops.fp8.tiles import CODE, TILE, Tiled
+from parallel.ops.triton.compiler import ceil_div, jit, launch, tl
 from parallel.ops.triton.quantise import quantised
 
 _ROWS = 16
@@ -21,25 +20,27 @@ def weighted_swiglu(gate_up_P2I: Tensor, weight_P: Tensor) -> Tensor:
     """silu(gate) x up x weight, [P, I], rounded once to the type of gate_up (contiguous)."""
     rows, inner = len(gate_up_P2I), gate_up_P2I.shape[1] // 2
     act_PI = gate_up_P2I.new_empty(rows, inner)
-    if rows:
-        grid = (triton.cdiv(rows, _ROWS), triton.cdiv(inner, TILE))
-        _forward[grid](
-            gate_up_P2I, weight_P, act_PI, act_PI, rows, inner, False, False, _ROWS, TILE
-        )
+    grid = (ceil_div(rows, _ROWS), ceil_div(inner, TILE))
+    launch(
+        _forward, grid, gate_up_P2I, gate_up_P2I, weight_P, act_PI, act_PI, rows, inner, False,
+        False, False, _ROWS, TILE,
+    )  # fmt: skip
     return act_PI
 
 
 def weighted_swiglu_in_fp8(
-    gate_up_P2I: Tensor, weight_P: Tensor, power_of_two: bool = False
+    gate_up: Tensor | Tiled, weight_P: Tensor, power_of_two: bool = False
 ) -> Tiled:
-    """The same in tiles of 1 x 128, from float32: not rounded to bfloat16 before."""
-    rows, inner = len(gate_up_P2I), gate_up_P2I.shape[1] // 2
-    codes = torch.empty(rows, inner, dtype=CODE, device=gate_up_P2I.device)
-    scales = torch.empty(rows, triton.cdiv(inner, TILE), device=gate_up_P2I.device)
-    if rows:
-        _forward[(triton.cdiv(rows, _ROWS), scales.shape[1])](
-            gate_up_P2I, weight_P, codes, scales, rows, inner, True, power_of_two, _ROWS, TILE
-        )
+    """The same in tiles of 1 x 128, from float32: not rounded to bfloat16 before. gate_up: as
+    weighted_swiglu_backward takes it."""
+    source, source_scales = _parts(gate_up)
+    rows, inner = len(source), source.shape[1] // 2
+    codes = torch.empty(rows, inner, dtype=CODE, device=source.device)
+    scales = torch.empty(rows, ceil_div(inner, TILE), device=source.device)
+    launch(
+        _forward, (ceil_div(rows, _ROWS), scales.shape[1]), source, source_scales, weight_P, codes,
+        scales, rows, inner, isinstance(gate_up, Tiled), True, power_of_two, _ROWS, TILE,
+    )  # fmt: skip
     return Tiled.along_rows(codes, scales)
 
 
@@ -51,23 +52,27 @@ def weighted_swiglu_backward(
     gate_up: as the forward read it, or as fp8 keeps it, in tiles of 1 x 128; I a multiple of 128
     then. All contiguous.
     """
-    source = gate_up.codes if isinstance(gate_up, Tiled) else gate_up
-    scales = gate_up.scales if isinstance(gate_up, Tiled) else source
+    source, scales = _parts(gate_up)
     rows, inner = grad_PI.shape
     grad_P2I = grad_PI.new_empty(rows, 2 * inner)
     weight_grad_P = torch.empty_like(weight_P)
-    if rows:
-        _backward[(triton.cdiv(rows, _ROWS),)](
-            grad_PI, source, scales, weight_P, grad_P2I, weight_grad_P, rows, inner,
-            isinstance(gate_up, Tiled), _ROWS, TILE,
-        )  # fmt: skip
+    launch(
+        _backward, (ceil_div(rows, _ROWS),),
+        grad_PI, source, scales, weight_P, grad_P2I, weight_grad_P, rows, inner,
+        isinstance(gate_up, Tiled), _ROWS, TILE,
+    )  # fmt: skip
     return grad_P2I, weight_grad_P
 
 
-@triton.jit
+def _parts(gate_up: Tensor | Tiled) -> tuple[Tensor, Tensor]:
+    """What it is, or codes and scales."""
+    return (gate_up.codes, gate_up.scales) if isinstance(gate_up, Tiled) else (gate_up, gate_up)
+
+
+@jit
 def _forward(
-    gate_up_P2I, weight_P, out_PI, scales, rows, inner, IN_FP8: tl.constexpr,
-    POWER_OF_TWO: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr,
+    gate_up_P2I, source_scales, weight_P, out_PI, scales, rows, inner, FROM_CODES: tl.constexpr,
+    IN_FP8: tl.constexpr, POWER_OF_TWO: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     row_R = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column_T = tl.program_id(1) * T + tl.arange(0, T)
@@ -75,6 +80,10 @@ def _forward(
     source = gate_up_P2I + row_R[:, None] * 2 * inner + column_T[None, :]
     gate_RT = tl.load(source, mask=inside_RT, other=0.0).to(tl.float32)
     up_RT = tl.load(source + inner, mask=inside_RT, other=0.0).to(tl.float32)
+    if FROM_CODES:
+        of_row = source_scales + row_R * (2 * inner // T) + tl.program_id(1)
+        gate_RT *= tl.load(of_row, mask=row_R < rows, other=0.0)[:, None]
+        up_RT *= tl.load(of_row + inner // T, mask=row_R < rows, other=0.0)[:, None]
     weight_R = tl.load(weight_P + row_R, mask=row_R < rows, other=0.0).to(tl.float32)
     act_RT = gate_RT * tl.sigmoid(gate_RT) * up_RT * weight_R[:, None]
     into = out_PI + row_R[:, None] * inner + column_T[None, :]
@@ -87,7 +96,7 @@ def _forward(
         tl.store(into, act_RT.to(out_PI.dtype.element_ty), mask=inside_RT)
 
 
-@triton.jit
+@jit
 def _backward(
     grad_PI, gate_up_P2I, scales, weight_P, grad_P2I, weight_grad_P, rows, inner,
     FROM_CODES: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr,
