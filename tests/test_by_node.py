@@ -18,6 +18,7 @@ from parallel.ops.fp8.rounded import Rounded, read
 from parallel.ranks.process import Process
 from parallel.tape.passes import Pass, run
 from parallel.tape.tape import Tape
+from parallel.tape.weight_gradients import WeightTiming
 from tests.distributed import run_world
 from trainer.config.derived import mesh_of
 from trainer.config.schema import (
@@ -70,7 +71,7 @@ def node_groups(rank: int, ranks: int, per_node: int) -> NodeGroups:
 
 
 def bytes_sent(process: Process, config: Config) -> dict[str, tuple[int, int]]:
-    """Of dispatch and combine: bytes to other nodes, and to the other rank of this node."""
+    """Of each exchange, both ways: bytes to other nodes, and to the other rank of this node."""
     groups = node_groups(process.rank, RANKS, PER_NODE)
     exchange, sent = dist.all_to_all_single, []
 
@@ -88,20 +89,30 @@ def bytes_sent(process: Process, config: Config) -> dict[str, tuple[int, int]]:
     wire = Fp8Wire() if config.mesh.dispatch_dtype == "fp8" else PlainWire()
     dispatcher = NodeDispatcher(groups, placement, torch.device("cpu"), wire)
     x_TD = torch.randn(len(CHOICES), config.model.dim).bfloat16()
-    tape = Tape(training=False)
+    weights_TK = torch.ones(CHOICES.shape, requires_grad=True)
+    tape = Tape()
 
-    def forward() -> Pass[Tensor]:
+    def forward(x_TD: Tensor) -> Pass[Tensor]:
         route = yield from dispatcher.route(tape, CHOICES)
-        weights_TK = torch.ones(CHOICES.shape)
-        received, _ = yield from route.dispatch(tape, x_TD, weights_TK, x_TD)
+        received, x_TD = yield from route.dispatch(tape, x_TD, weights_TK, x_TD)
         x_ND = read(received.x) if isinstance(received.x, Rounded) else received.x
-        return (yield from route.combine(tape, x_ND, x_TD))
+        weight_N1 = received.weights_NK.sum(1, keepdim=True).bfloat16()
+        return (yield from route.combine(tape, x_ND * weight_N1, x_TD))
 
-    tape.begin(x_TD)
-    tape.end(run(forward()))
-    (_, there), (_, on), (_, back_on), (_, back) = sent
-    assert [crosses for crosses, _ in sent] == [True, False, False, True]
-    return {"dispatch": (there, on), "combine": (back, back_on)}
+    y_TD = tape.end(run(forward(tape.begin(x_TD))))
+    run(tape.backward(WeightTiming.WHILE_IN_FLIGHT, torch.ones_like(y_TD)))
+    there, on, back_on, back, out, out_on, *last = sent
+    in_node, between = last[:2], last[2:]  # gradients of x and of routing weights
+    ways = {
+        "dispatch": ([there], [on]), "combine": ([back], [back_on]),
+        "combine_back": ([out], [out_on]), "dispatch_back": (between, in_node),
+    }  # fmt: skip
+    for across, within in ways.values():
+        assert all(crosses for crosses, _ in across) and not any(c for c, _ in within)
+    return {
+        name: (sum(size for _, size in across), sum(size for _, size in within))
+        for name, (across, within) in ways.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", ["same", "fp8"])
@@ -109,7 +120,7 @@ def test_bytes_between_nodes_are_those_of_the_plan(dtype: Literal["same", "fp8"]
     config = replace(CONFIG, mesh=replace(CONFIG.mesh, dispatch_dtype=dtype))
     by_rank = run_world(RANKS, bytes_sent, config)
     plan = exchange_bytes(config, mesh_of(config), machine_of(config.cluster))
-    for name in ("dispatch", "combine"):
+    for name in plan:
         network, nvlink = (sum(each[name][i] for each in by_rank) / RANKS for i in range(2))
         assert network == pytest.approx(plan[name].network, rel=1e-12)
         assert nvlink == pytest.approx(plan[name].nvlink, rel=1e-12)

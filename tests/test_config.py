@@ -64,6 +64,9 @@ def problem(*arguments: str) -> str:
     return str(caught.value)
 
 
+FP8_DEEPEP = "--mesh.dispatch", "deepep", "--mesh.dispatch_dtype", "fp8"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -77,11 +80,7 @@ def problem(*arguments: str) -> str:
             ["cluster.gpus_per_node", "mesh.expert = 2", "got 2", "all_to_all"],
         ),
         (("--mesh.dispatch", "deepep"), ["precision.parameters", "bfloat16", "hierarchical"]),
-        (
-            ("--mesh.dispatch", "deepep", "--mesh.dispatch_dtype", "fp8")
-            + ("--precision.parameters", "bfloat16"),
-            ["model.dim", "same"],
-        ),
+        ((*FP8_DEEPEP, "--precision.parameters", "bfloat16"), ["model.dim", "same"]),
         (("--mesh.dispatch", "deepep", "--run.device", "cpu"), ["run.device", "hierarchical"]),
         (("--model.moe.top_k", "9"), ["model.moe.top_k"]),
         (("--model.mtp.depth", "3"), ["model.mtp.depth", "from 0 to 2"]),

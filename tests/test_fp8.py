@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from parallel.expert.dispatch import Received
+from parallel.expert.experts import GroupedExperts
+from parallel.expert.wire import Fp8Wire
 from parallel.ops.accumulate import set_gradient
 from parallel.ops.fp8.e5m6 import round_e5m6
 from parallel.ops.fp8.hopper import hopper_product
 from parallel.ops.fp8.ops import Fp8Ops
+from parallel.ops.fp8.rounded import Rounded
 from parallel.ops.fp8.tiles import (
     CODE,
     LARGEST,
@@ -29,6 +34,7 @@ from parallel.ops.fp8.tiles import (
 )
 from parallel.ops.groups import Groups
 from parallel.ops.ops import Ops
+from parallel.tape.collective import Collective
 from parallel.tape.tape import Tape
 from tests.distributed import run_world
 from tests.test_equivalence import Case, run_cases
@@ -165,18 +171,13 @@ def test_without_promotion_partial_sums_lose_digits() -> None:
 def test_what_is_kept_for_the_backward_is_fp8(recompute: bool) -> None:
     """Once, where several products read it; of a SwiGLU its output only where not recomputed."""
     kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
     x = torch.randn(256, 512).bfloat16().requires_grad_()
     weight, ops, tape = nn.Parameter(torch.randn(512, 512).bfloat16()), Fp8Ops(), Tape()
     down, groups = (
         nn.Parameter(torch.randn(1, 512, 256).bfloat16()),
         Groups.of(torch.tensor([256]), [256]),
     )
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep(kept), lambda tensor: tensor):
         operand = ops.operand(tape, x, recompute=False)
         ops.linear(operand, weight)
         ops.linear(operand, weight)
@@ -185,6 +186,44 @@ def test_what_is_kept_for_the_backward_is_fp8(recompute: bool) -> None:
     assert all(tensor.dtype == CODE for tensor in large.values())
     widths = sorted(tensor.shape[1] for tensor in large.values())
     assert widths == [256] * (not recompute) + [512, 512]
+
+
+class ToItself:
+    """A collective of one rank."""
+
+    copies = True
+
+    def start(self, *tensors: Tensor) -> Any:
+        return SimpleNamespace(results=lambda: tensors)
+
+    def reversed(self) -> Collective:
+        return self
+
+
+def test_tokens_that_come_in_fp8_stay_so_in_experts() -> None:
+    """From arrival to their products: nothing as wide as the tokens is kept for the backward."""
+    tokens, width, ops, wire = 64, 256, Fp8Ops(), Fp8Wire()
+    experts = GroupedExperts(ops, (0, 1), width, 128, recompute_swiglu=True)
+    choices = torch.arange(tokens).unsqueeze(1) % 2
+    kept: list[Tensor] = []
+    weights = torch.ones(tokens, 1, requires_grad=True)
+    sent = wire.tokens(ToItself()).start(torch.randn(tokens, width), weights, choices)
+    x, *_ = wire.read(sent.results())
+    assert isinstance(x, Rounded) and x.codes.dtype == CODE
+    assert x.carrier.untyped_storage().nbytes() == x.carrier.element_size()
+    received = Received(x, weights, choices, Groups.of(torch.tensor([32, 32]), [32, 32]))
+    with torch.autograd.graph.saved_tensors_hooks(keep(kept), lambda tensor: tensor):
+        experts(*received.parts())
+    large = [tensor for tensor in kept if tensor.numel() >= tokens * 128]
+    assert large and all(tensor.dtype == CODE for tensor in large)
+
+
+def keep(kept: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    return pack
 
 
 def test_what_waits_for_a_weight_gradient_is_fp8() -> None:

@@ -15,11 +15,13 @@ from parallel.ops.ops import Ops
 from parallel.ops.precision import PRECISIONS
 from parallel.ops.pretended import pretends
 from parallel.ops.sum_rows import add_rows
+from parallel.ops.triton.choice import ScaledProducts, chosen_products
 from parallel.ops.triton.compiler import INSTALLED
 from parallel.ops.triton.fp8_ops import TritonFp8Ops
 from parallel.ops.triton.kernels import with_triton
 from parallel.ops.triton.quantise import quantise_rows
 from parallel.ops.triton.sum_rows import sum_rows
+from parallel.tape.weight_gradients import WeightGradients
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 
@@ -29,12 +31,16 @@ def make_ops(config: Config, device: torch.device) -> Ops:
     device cannot run what run.attention or run.kernels asks for."""
     precision, meta = PRECISIONS[config.precision.parameters], torch.device("meta")
     attention = attention_kernel(config.run.attention, _attention_shape(config), device)
-    kernels, kind = Kernels.compiled() if config.run.compile else Kernels(), Ops
-    if config.precision.linear == "fp8":
-        kind = Fp8Ops
-    if kernels_of(config, device) == "triton":
-        kernels, kind = with_triton(kernels), TritonFp8Ops if kind is Fp8Ops else Ops
-    return kind(precision, kernels=kernels, weights_on=meta, attention_kernel=attention)
+    kernels = Kernels.compiled() if config.run.compile else Kernels()
+    triton, fp8 = kernels_of(config, device) == "triton", config.precision.linear == "fp8"
+    if triton:
+        kernels = with_triton(kernels)
+    if triton and fp8:
+        products = chosen_products(device) if device.type == "cuda" else ScaledProducts()
+        return TritonFp8Ops(
+            precision, WeightGradients(), kernels, meta, attention, products=products
+        )
+    return (Fp8Ops if fp8 else Ops)(precision, WeightGradients(), kernels, meta, attention)
 
 
 def make_wire(config: Config, device: torch.device) -> Wire:

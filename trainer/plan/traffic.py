@@ -20,8 +20,8 @@ NVLINK_EFFICIENCY = 0.8
 """160 of 200 GB/s on an H800 (the same)."""
 FP8_BYTES = 1 + 4 / 128
 """Of a value: itself, and its part of the float32 scale of 128."""
-ROUTING_BYTES = 4 + 4
-"""Of a chosen expert: its weight and its number, float32."""
+WEIGHT_BYTES = NUMBER_BYTES = 4
+"""Of a chosen expert: its weight, float32, and its number."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def exchange_bytes(config: Config, mesh: Mesh, machine: Machine) -> dict[str, By
     dim, top_k = config.model.dim, config.model.moe.top_k
     narrow = FP8_BYTES if config.mesh.dispatch_dtype == "fp8" else 2
     rows = {
-        "dispatch": narrow * dim + ROUTING_BYTES * top_k,
+        "dispatch": narrow * dim + (WEIGHT_BYTES + NUMBER_BYTES) * top_k,
         "combine": 2 * dim,
         "combine_back": narrow * dim,
-        "dispatch_back": 2 * dim + ROUTING_BYTES * top_k,
+        "dispatch_back": 2 * dim + WEIGHT_BYTES * top_k,
     }
     each = Bytes(copies.network * tokens, copies.nvlink * tokens)
     return {name: each * row for name, row in rows.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from parallel.ops.triton.fp8_ops import TritonFp8Ops
 from trainer.build.layout import Layout
 from trainer.build.ops import kernels_of
 from trainer.build.training_text import Text
@@ -21,7 +22,7 @@ def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
         f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated per "
         f"token; {c.precision.parameters} on {layout.device.type}",
         f"attention: kernel {layout.part.options.ops.attention_kernel} (run.attention); products: "
-        f"{_products(c)} by {kernels_of(c, layout.device)} (run.kernels)",
+        f"{_products(c)} by {_kernels(layout)} (run.kernels)",
         f"mesh: {mesh.world} process{'es' * (mesh.world > 1)} = pipeline {mesh.pipeline} x "
         f"expert_data {mesh.expert_data} x expert {mesh.expert}",
         f"steps: {recipe.plan.end.step} of {counts} micro-batches, each of "
@@ -29,6 +30,13 @@ def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
         f"{'on' if c.pipeline.overlap else 'off'}",
         f"data: {source}: {text.describe()}",
     ]
+
+
+def _kernels(layout: Layout) -> str:
+    ops = layout.part.options.ops
+    if isinstance(ops, TritonFp8Ops):
+        return ops.products.describe()
+    return kernels_of(layout.config, layout.device)
 
 
 def _products(config: Config) -> str:

@@ -10,16 +10,19 @@ from parallel.ops.fp8.ops import Fp8Ops
 from parallel.ops.fp8.swiglu import RoundingKernel
 from parallel.ops.fp8.tiles import Tiled
 from parallel.ops.groups import Groups
-from parallel.ops.triton.fp8_products import TritonProduct, TritonWeights
+from parallel.ops.triton.choice import ScaledProducts
+from parallel.ops.triton.fp8_products import TritonProduct
 from parallel.ops.triton.kernels import ROUNDED_SWIGLU
 from parallel.ops.triton.quantise import quantise_rows
+from parallel.ops.triton.weights import TritonWeights
 
 
 @dataclass(frozen=True)
 class TritonFp8Ops(Fp8Ops):
-    """codes: of weights, for as long as they stay the same."""
+    """codes: of weights, for as long as they stay the same. products: whose kernels multiply."""
 
     codes: TritonWeights = field(default_factory=TritonWeights)
+    products: ScaledProducts = field(default_factory=ScaledProducts)
 
     def weights_changed(self) -> None:
         self.codes.forget()
@@ -31,7 +34,8 @@ class TritonFp8Ops(Fp8Ops):
         return ROUNDED_SWIGLU
 
     def product(self, weight: Tensor) -> TritonProduct:
-        return TritonProduct(weight, None, self.deferred, self.codes)
+        return TritonProduct(weight, None, self.deferred, self.codes, self.products.one)
 
     def grouped_product(self, weight_EOI: Tensor, groups: Groups) -> TritonProduct:
-        return TritonProduct(weight_EOI, groups, self.deferred, self.codes)
+        experts = self.products.experts
+        return TritonProduct(weight_EOI, groups, self.deferred, self.codes, experts)

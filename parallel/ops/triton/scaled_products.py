@@ -9,6 +9,9 @@ Shapes: R rows, K what is summed over, O outputs, I inputs, G groups, N tiles of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,10 @@ from parallel.ops.triton.quantise import Columns
 from parallel.ops.triton.row_tiles import RowTiles, group_of_tile, rows_of_tile
 
 _WARPS, _STAGES = 8, 3  # for blocks of 128 x 128 outputs; not tuned on a GPU
+
+
+ScaledProduct: TypeAlias = Callable[[Tiled, Tensor, Tensor, RowTiles, torch.dtype], Tensor]
+"""Of the arguments of `scaled_product`, what that gives."""
 
 
 def scaled_product(
