@@ -67,6 +67,9 @@ class Observer(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "c10d":
             return self._collective(func, args)
+        if func is torch.ops.tandem.launched.default:
+            self.record.launches += 1
+            return None
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         if func is aten.set_.source_Storage:  # what has been recomputed fills its storage again
@@ -102,6 +105,8 @@ class Observer(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """On fake tensors, and on their numbers where these are known."""
+        if not func.is_view and "empty" not in func._schema.name:
+            self.record.launches += 1
         if "_like" in func._schema.name and not isinstance(args[0], FakeTensor):
             args = (self._empty_like(args[0], args[0].device), *args[1:])  # only a pattern
         try:

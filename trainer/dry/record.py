@@ -62,7 +62,8 @@ class Record:
 
     micro_batches: of each data rank. items: that were run. calls: in order. waits: how often, by
     place. start: bytes before the step, by category; peak: when most lived; peaks: the most of
-    each, at times of their own. operations: of torch. seconds: that the dry run took.
+    each, at times of their own. operations: of torch. launches: of kernels, one for each operation
+    on the device that is no view. seconds: that the dry run took.
     """
 
     rank: int
@@ -76,4 +77,5 @@ class Record:
     peak_where: object = ""
     peaks: Mapping[str, int] = field(default_factory=dict)
     operations: int = 0
+    launches: int = 0
     seconds: float = 0.0

@@ -37,7 +37,7 @@ def as_json(record: Record, model: ModelConfig) -> dict[str, Any]:
             {"layer": kind, "pass": label, "what": what, "line": line, "count": count}
             for (kind, label, what, line), count in _waits(record, model).items()
         ],
-        "operations": record.operations,
+        "launches": record.launches,
     }
 
 
@@ -65,11 +65,17 @@ def as_lines(record: Record, model: ModelConfig) -> Iterator[str]:
     yield from _columns(header, rows)
     yield f"the peak is in {record.peak_where}"
     yield ""
+    yield f"{record.launches:,} kernels launched, {_waited(record)} waits of the host"
+    yield ""
     rows = [
         (kind, label, what, line, f"{count:,}")
         for (kind, label, what, line), count in _waits(record, model).items()
     ]
     yield from _columns(("the host waits in", "pass", "for", "line", "count"), rows)
+
+
+def _waited(record: Record) -> str:
+    return f"{sum(record.waits.values()):,}"
 
 
 Key = TypeVar("Key")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallel.ops.pretended import pretends
@@ -30,8 +31,22 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *rest: Any, **options: Any) -> None:
     """Start the programs of a kernel on these arguments, if there are any, where the first is."""
-    if all(grid) and not pretends(first.device):
+    if not all(grid):
+        return
+    if pretends(first.device):
+        launched(first)
+    else:
         kernel[grid](first, *rest, **options)
+
+
+@torch.library.custom_op("tandem::launched", mutates_args=())
+def launched(first: Tensor) -> None:
+    """What a device that only pretends sees of a launch."""
+
+
+@launched.register_fake
+def _(first: Tensor) -> None:
+    return None
 
 
 def ceil_div(a: int, b: int) -> int:
