@@ -27,6 +27,7 @@ from trainer.config.derived import mesh_of
 from trainer.config.parse import config_parser, parse
 from trainer.config.schema import Config
 from trainer.config.validate import validate
+from trainer.dry.command import count_step
 from trainer.errors import ConfigError
 from trainer.run.exit import reported, signals_as_exceptions
 from trainer.run.local_ranks import own_command, require_room, run_ranks_here
@@ -219,9 +220,13 @@ def _emulate(config: Config, options: Options, rank: int, place: Place | None) -
             "--save-costs, --save-timeline and --trace"
         )
     require_steps(options.steps, options.warmup)
-    from trainer.bench.emulated_rank import as_json, emulate, show
+    from trainer.bench.emulated_rank import as_json, emulate, room_for, show, without_deepep
 
     rate = None if options.link_rate is None else bytes_per_second(options.link_rate)
+    room = room_for(config, rank)
+    if not room.enough:
+        print(f"throughput: {room.describe()}: counted, not run", file=sys.stderr)
+        return count_step(without_deepep(config), rank, options.json)
     found = emulate(config, rank, options.trial(config), rate)
     if options.json:
         print(json.dumps(as_json(found), indent=2), flush=True)

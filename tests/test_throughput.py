@@ -29,13 +29,18 @@ from tests.commands import finish, start
 from trainer.bench.balanced_routing import choose_balanced
 from trainer.bench.device_events import DeviceEventLog
 from trainer.bench.exchange_times import Window, account, exchanges, hidden_share, mean
+from trainer.bench.gaps import Span, gaps_between
 from trainer.bench.limited_link import why_not
+from trainer.bench.links import Links
 from trainer.bench.step_parts import PartsClock, RankStep, mean_step
 from trainer.bench.throughput import Measured, Trial, compare
 from trainer.config.parse import config_parser, parse
+from trainer.config.schema import ClusterConfig
 from trainer.dry.device import pretended_gpu
 from trainer.dry.rank import dry_step
+from trainer.plan.datasheets import machine_of
 from trainer.plan.step_time import StepParts
+from trainer.plan.traffic import Bytes
 
 ROOT = Path(__file__).parent.parent
 ALONE = ("--mesh.pipeline", "1", "--mesh.expert", "1")
@@ -429,6 +434,33 @@ def test_one_rank_alone_runs_its_program_with_the_waits_of_a_link(
     assert found["all_to_alls"]["number"] == len(calls) - len(beside) > 0
     assert 0 < found["all_to_alls"]["waited"] < found["all_to_alls"]["in_flight"]
     assert found["memory_gib"]["planned"] < found["memory_gib"]["peak"]
+    lengths = [gap["milliseconds"] for gap in found["largest_gaps"]]
+    assert len(lengths) == 10 and lengths == sorted(lengths, reverse=True)
+
+
+def test_a_rank_for_which_there_is_no_room_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--config", "configs/cpu_4proc.yaml", "--emulate-rank", "1", "--json")
+    assert main([*options, "--model.moe.expert_dim", "1000000"]) == 0
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert "counted, not run" in out.err
+    assert found["launches"] > 1000 and found["host_waits"] and found["collectives"]
+
+
+def test_gaps_are_between_what_computes() -> None:
+    """Named by the innermost two ranges in which they begin."""
+    work = [Span(0, 10, "a"), Span(5, 8, "inside a"), Span(12, 15, "b"), Span(20, 21, "c")]
+    ranges = [Span(0, 100, "step"), Span(9, 14, "item 1"), Span(9.5, 13, "F"), Span(14, 30, "W")]
+    found = [(gap.milliseconds, gap.during, gap.after) for gap in gaps_between(work, ranges)]
+    assert found == [(0.005, "step / W", "b"), (0.002, "item 1 / F", "a")]
+
+
+def test_links_are_those_of_the_plan() -> None:
+    machine = machine_of(ClusterConfig(gpu="h800"))
+    links, ranks, sent = Links(machine, None), range(6, 10), [1e9, 0.0, 2e9, 3e9]
+    wanted = Bytes(network=5e9, nvlink=1e9).seconds(machine)
+    assert links.seconds(7, ranks, sent) == pytest.approx(wanted)
+    assert Links(machine, 1e9).seconds(7, ranks, sent) == pytest.approx(6.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -17,6 +17,8 @@ from parallel.ranks.process import Process
 from trainer.bench.balanced_routing import choose_balanced
 from trainer.bench.emulated_world import emulated_world
 from trainer.bench.exchange_times import StepTimes, account, exchanges
+from trainer.bench.gaps import Gap, largest_gaps
+from trainer.bench.links import Links
 from trainer.bench.peak import Peak, peak_of
 from trainer.bench.predicted import planned, planned_memory
 from trainer.bench.throughput import RankSteps, Trial, prepared, run_steps
@@ -27,7 +29,6 @@ from trainer.config.schema import Config
 from trainer.errors import ConfigError
 from trainer.plan.datasheets import machine_of
 from trainer.plan.plan import Rates, rates
-from trainer.plan.traffic import NETWORK_EFFICIENCY, NVLINK_EFFICIENCY
 from trainer.run.step_meter import peak_memory
 
 _ROOM = 0.8  # of a machine's memory
@@ -35,13 +36,14 @@ _ROOM = 0.8  # of a machine's memory
 
 @dataclass(frozen=True)
 class Emulated:
-    """rate: of links, bytes per second. seconds: of each step. rates: as if all ranks took the
-    median. times: of its mean step. memory: the most, bytes, resident on a CPU and of tensors on
-    CUDA; planned: of tensors, by the plan. predicted: seconds of a step by the plan, on CUDA."""
+    """links: in words. seconds: of each step. rates: as if all ranks took the median. times: of its
+    mean step. memory: the most, bytes, resident on a CPU and of tensors on CUDA; planned: of
+    tensors, by the plan. predicted: seconds of a step by the plan, on CUDA. gaps: the largest of
+    one more step, which is profiled."""
 
     rank: int
     world: int
-    rate: float
+    links: str
     seconds: list[float]
     rates: Rates
     peak: Peak
@@ -49,46 +51,84 @@ class Emulated:
     memory: float
     planned: int
     predicted: float | None
+    gaps: list[Gap]
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-def emulate(config: Config, rank: int, trial: Trial, rate: float | None) -> Emulated:
-    """rate: of links, bytes per second; of the datasheet's where None. Raises ConfigError for a
-    rank that there is not, or that is too large for this machine's memory."""
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a rank needs by its plan, and that there are for it here."""
+
+    needed: int
+    there: int
+
+    @property
+    def enough(self) -> bool:
+        return self.needed <= self.there
+
+    def describe(self) -> str:
+        return (
+            f"the rank needs {self.needed / 2**30:.1f} GiB by its plan, and there are "
+            f"{self.there / 2**30:.1f} for it here"
+        )
+
+
+def room_for(config: Config, rank: int) -> Room:
+    """Raises ConfigError for a rank that there is not, or that is the only one."""
     mesh = mesh_of(config)
     if mesh.world == 1 or not 0 <= rank < mesh.world:
         raise ConfigError(
             f"--emulate-rank {rank}: the config has {mesh.world} ranks, numbered from 0"
             + (": there is nothing to emulate" if mesh.world == 1 else "")
         )
-    if config.mesh.dispatch == "deepep":  # whose buffers need the other ranks
-        config = replace(config, mesh=replace(config.mesh, dispatch="all_to_all"))
+    needed = planned_memory(config, torch.device("cuda"))  # computes nothing
+    device = Process().device(config.run.device)
+    return Room(needed[mesh.coordinate(rank).pipeline], _there(device))
+
+
+def emulate(config: Config, rank: int, trial: Trial, rate: float | None) -> Emulated:
+    """rate: of links, bytes per second; of the datasheet's where None. There must be room for the
+    rank."""
+    config, mesh = without_deepep(config), mesh_of(config)
     process = Process(rank, mesh.world, rank, mesh.world)
     device = Process().device(config.run.device)
-    place = mesh.coordinate(rank).pipeline
-    _require_room(planned_memory(config, torch.device("cuda"))[place], device)  # computes nothing
-    needed = planned_memory(config, device)[place]
-    rate = rate or _rate_of(config)
-    with emulated_world(rank, mesh.world, rate):
+    needed = planned_memory(config, device)[mesh.coordinate(rank).pipeline]
+    links = Links.of(config.cluster, rate)
+    with emulated_world(rank, mesh.world, links):
         layout = prepared(config, process, trial, choose_balanced)
         steps = run_steps(layout, trial)
         peak = peak_of(layout)
-        return _found(layout, trial, rate, steps, peak, needed)
+        found = _found(layout, trial, steps, peak, needed)
+        return replace(found, links=links.describe(), gaps=largest_gaps(layout))
 
 
-def _found(
-    layout: Layout, trial: Trial, rate: float, steps: RankSteps, peak: Peak, needed: int
-) -> Emulated:
+def without_deepep(config: Config) -> Config:
+    """DeepEP's buffers need the other ranks. hierarchical sends as much between nodes, where the
+    ranks are on several."""
+    if config.mesh.dispatch != "deepep" and config.plan.dispatch != "deepep":
+        return config
+    here, ranks = machine_of(config.cluster).gpus_per_node, config.mesh.expert
+    nodes = ranks % here == 0 and 1 < here < ranks
+    dispatch: Literal["hierarchical", "all_to_all"] = "hierarchical" if nodes else "all_to_all"
+    return replace(
+        config,
+        mesh=replace(config.mesh, dispatch=dispatch),
+        cluster=replace(config.cluster, gpus_per_node=here),
+        plan=replace(config.plan, dispatch=dispatch),
+    )
+
+
+def _found(layout: Layout, trial: Trial, steps: RankSteps, peak: Peak, needed: int) -> Emulated:
     config, process, device = layout.config, layout.process, layout.device
     seconds = [window.end - window.start for window in steps.windows]
     starts = [exchange.start for exchange in exchanges(steps.events)]
     return Emulated(
         rank=process.rank,
         world=process.world,
-        rate=rate,
+        links="",
         seconds=seconds,
         rates=rates(config, statistics.median(seconds), peak.flops),
         peak=peak,
@@ -96,30 +136,14 @@ def _found(
         memory=peak_memory(device),
         planned=needed,
         predicted=planned(config).seconds if device.type == "cuda" else None,
+        gaps=[],
     )
 
 
-def _rate_of(config: Config) -> float:
-    """Of the network where the experts of a layer are on several nodes, else of NVLink, as a plan
-    counts them."""
-    machine = machine_of(config.cluster)
-    if mesh_of(config).expert > machine.gpus_per_node:
-        return machine.network * NETWORK_EFFICIENCY
-    return machine.nvlink * NVLINK_EFFICIENCY
-
-
-def _require_room(needed: int, device: torch.device) -> None:
+def _there(device: torch.device) -> int:
     if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        there = round(_ROOM * free)
-    if needed > there:
-        raise ConfigError(
-            f"--emulate-rank: the rank needs {needed / 2**30:.1f} GiB by its plan, and there are "
-            f"{there / 2**30:.1f} for it here: choose a smaller config, or count what it does with "
-            "launch/train.py --dry-run"
-        )
+        return torch.cuda.get_device_properties(device).total_memory
+    return round(_ROOM * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def as_json(found: Emulated) -> dict[str, Any]:
@@ -128,19 +152,20 @@ def as_json(found: Emulated) -> dict[str, Any]:
     return {
         "emulated_rank": found.rank,
         "world": found.world,
-        "link_bytes_per_second": found.rate,
+        "links": found.links,
         "step_seconds": {"median": found.median, "all": found.seconds},
         "predicted_seconds": found.predicted,
         "tflops_per_rank": found.rates.tflops_per_gpu,
         "mfu": found.rates.mfu,
         "all_to_alls": {**asdict(total), "hidden": total.hidden},
         "memory_gib": {"peak": found.memory / 2**30, "planned": found.planned / 2**30},
+        "largest_gaps": [asdict(gap) for gap in found.gaps],
     }
 
 
 def show(found: Emulated) -> None:
     """A table for a person."""
-    title = f"rank {found.rank} of {found.world}, emulated; links of {found.rate / 1e9:,.3g} GB/s"
+    title = f"rank {found.rank} of {found.world}, emulated; {found.links}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in _rows(found):
         table.add_row(name, value)
@@ -164,6 +189,9 @@ def _rows(found: Emulated) -> Iterator[tuple[str, str]]:
             f"{total.waited:.4f} s{hidden}"
         ),
     )
+    for number, gap in enumerate(found.gaps, 1):
+        name = f"gap {number}, after {gap.start:,.1f} ms"
+        yield name, f"{gap.milliseconds:.2f} ms in {gap.during or 'no range'}, after {gap.after}"
     yield (
         "memory",
         f"{found.memory / 2**30:.2f} GiB; {found.planned / 2**30:.2f} of tensors planned",

@@ -21,6 +21,12 @@ from trainer.run.step import Trainer
 def write_step_trace(layout: Layout, path: Path) -> None:
     """Take one more step, and write this rank's trace. Collective. Raises WriteError, or PeerError
     where that of another rank cannot be written."""
+    profiled = profiled_step(layout)
+    together(lambda: _write(profiled, path))
+
+
+def profiled_step(layout: Layout) -> profile:
+    """One more step. Collective."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports its own start and stop
     kinds = [ProfilerActivity.CPU]
     if layout.device.type == "cuda":
@@ -31,7 +37,7 @@ def write_step_trace(layout: Layout, path: Path) -> None:
         trainer.step(Progress(), parts.__getitem__)
         ranges.close()
         now(layout.device)
-    together(lambda: _write(profiled, path))
+    return profiled
 
 
 def _write(profiled: profile, path: Path) -> None:

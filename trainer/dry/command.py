@@ -58,10 +58,11 @@ def dry_run(config: Config, given: Namespace) -> int:
     if given.micro_batches is not None:
         config = with_micro_batches(config, given.micro_batches)
         validate(config, world)
-    return _one_rank(config, rank, given)
+    return count_step(config, rank, given.json)
 
 
-def _one_rank(config: Config, rank: int, given: Namespace) -> int:
+def count_step(config: Config, rank: int, json_wanted: bool) -> int:
+    """Print what a step of a rank does; the exit code. Raises DryRunError."""
     from trainer.dry.device import pretended_gpu
     from trainer.dry.rank import dry_step
     from trainer.dry.table import as_json, as_lines
@@ -69,7 +70,7 @@ def _one_rank(config: Config, rank: int, given: Namespace) -> int:
     errors, console = plain_console(stderr=True), plain_console()
     with errors.status("building the rank", spinner="line") as status:
         record = dry_step(config, rank, pretended_gpu(), status.update)
-    if given.json:
+    if json_wanted:
         print(json.dumps(as_json(record, config.model)))
     else:
         for line in as_lines(record, config.model):
