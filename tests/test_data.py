@@ -15,11 +15,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import Batches, validation_windows
 from trainer.data.bigram import bigram_cross_entropy, bigram_log_probabilities, count_bigrams
 from trainer.data.corpus import Corpus, Split, load_corpus, split_corpus
+from trainer.data.corpus_sequences import CorpusSequences
 from trainer.data.documents import iter_documents
 from trainer.data.files import read_chunks, read_lines
+from trainer.data.sequences import micro_batch, windows
 from trainer.data.tokens import ByteTokenizer
 from trainer.errors import DataError
 
@@ -33,8 +34,8 @@ def numbered_split(lengths: list[int], name: str = "training") -> Split:
     return Split(name, corpus, np.arange(len(lengths)))
 
 
-def batches_of(split: Split, seed: int = 3, length: int = 7, lookahead: int = 1) -> Batches:
-    return Batches(split, seed=seed, sequence_length=length, lookahead=lookahead)
+def batches_of(split: Split, seed: int = 3, length: int = 7, lookahead: int = 1) -> CorpusSequences:
+    return CorpusSequences(split, seed=seed, sequence_length=length, lookahead=lookahead)
 
 
 def write(path: Path, content: bytes) -> str:
@@ -274,27 +275,27 @@ def test_an_epoch_reads_no_target_twice(
         return
     batches = batches_of(split, length=length, lookahead=lookahead)
     count = batches.sequences_per_epoch
-    windows = batches.windows(epoch * count, count)
-    assert windows.shape == (count, length + 1 + lookahead)
-    targets = windows[:, 1 : length + 1]
+    found = windows(batches, epoch * count, count)
+    assert found.shape == (count, length + 1 + lookahead)
+    targets = found[:, 1 : length + 1]
     assert len(set(targets.ravel().tolist())) == targets.size
     # All but the first token and an incomplete window are targets.
     assert split.size - 1 - lookahead - targets.size < length
     # Every window is a stretch of one order of whole documents.
     starts = split.corpus.offsets[:-1]
     ends = split.corpus.offsets[1:] - 1
-    for window in windows:
+    for window in found:
         jumps = np.flatnonzero(np.diff(window.astype(np.int64)) != 1)
         assert np.isin(window[jumps], ends).all() and np.isin(window[jumps + 1], starts).all()
 
 
-def stream(batches: Batches, epoch: int) -> list[int]:
+def stream(batches: CorpusSequences, epoch: int) -> list[int]:
     """The tokens that an epoch's windows cover, in the order of its stream."""
     count = batches.sequences_per_epoch
-    windows = {tuple(w.tolist()) for w in batches.windows(epoch * count, count)}
+    found = {tuple(w.tolist()) for w in windows(batches, epoch * count, count)}
     overlap = batches.window_tokens - batches.sequence_length
-    follows = {w[:overlap]: w for w in windows}
-    (at,) = [w for w in windows if all(w[:overlap] != v[-overlap:] for v in windows)]
+    follows = {w[:overlap]: w for w in found}
+    (at,) = [w for w in found if all(w[:overlap] != v[-overlap:] for v in found)]
     joined = list(at)
     for _ in range(count - 1):
         joined += follows[tuple(joined[-overlap:])][overlap:]
@@ -317,7 +318,7 @@ def test_epochs_are_different_orders_of_the_same_documents() -> None:
 
 def test_a_batch_mixes_documents() -> None:
     split = numbered_split([1000] * 30)
-    tokens = batches_of(split, length=10).micro_batch(0, 12, 0, 0, 1)
+    tokens = micro_batch(batches_of(split, length=10), 0, 12, 0, 0, 1)
     assert len({int(t) // 1000 for t in tokens[:, 0]}) > 6
 
 
@@ -330,12 +331,12 @@ def test_a_number_and_a_seed_give_the_window_whatever_was_read_before() -> None:
         assert np.array_equal(once.window(index), batches_of(split).window(index))
     # Another seed orders the documents otherwise: it has windows that this one never reads.
     own, other = (
-        {tuple(w.tolist()) for w in batches_of(split, seed=seed).windows(0, count)}
+        {tuple(w.tolist()) for w in windows(batches_of(split, seed=seed), 0, count)}
         for seed in (3, 4)
     )
     assert own != other
     # With one document only the windows can be shuffled.
-    one, two = (batches_of(numbered_split([400]), seed=seed).windows(0, 50) for seed in (3, 4))
+    one, two = (windows(batches_of(numbered_split([400]), seed=seed), 0, 50) for seed in (3, 4))
     assert not np.array_equal(one, two)
 
 
@@ -355,13 +356,13 @@ def test_the_global_batch_is_the_same_in_every_layout(data_ranks: int, micro_bat
     sequences = 12 // data_ranks // micro_batches
     for first in (0, 5, 36):
         parts = [
-            batches.micro_batch(first, sequences, d, m, micro_batches)
+            micro_batch(batches, first, sequences, d, m, micro_batches)
             for d in range(data_ranks)
             for m in range(micro_batches)
         ]
         assert all(p.shape == (sequences, 9) for p in parts)
         assert parts[0].dtype == torch.int64
-        whole = torch.from_numpy(batches.windows(first, 12).astype(np.int64))
+        whole = torch.from_numpy(windows(batches, first, 12).astype(np.int64))
         assert torch.equal(torch.cat(parts), whole)
 
 
@@ -370,19 +371,7 @@ def test_memory_maps_serve_as_a_corpus(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", split.corpus.tokens)
     mapped = Corpus(np.load(tmp_path / "tokens.npy", mmap_mode="r"), split.corpus.offsets)
     same = Split("training", mapped, split.documents)
-    assert np.array_equal(batches_of(same).windows(0, 30), batches_of(split).windows(0, 30))
-
-
-def test_validation_windows_are_fixed_and_as_many_as_there_are() -> None:
-    split = numbered_split([11] * 20, "validation")
-    few, more, most = (
-        validation_windows(split, seed=1, sequence_length=8, lookahead=1, sequences=n)
-        for n in (4, 9, 1000)
-    )
-    assert few.shape == (4, 10) and np.array_equal(few, more[:4])
-    assert np.array_equal(more, most[:9]) and len(most) == (220 - 2) // 8
-    with pytest.raises(DataError, match="validation split has 220"):
-        validation_windows(split, seed=1, sequence_length=219, lookahead=1, sequences=4)
+    assert np.array_equal(windows(batches_of(same), 0, 30), windows(batches_of(split), 0, 30))
 
 
 # Bigram
@@ -397,9 +386,9 @@ def test_bigram_by_hand() -> None:
     logs = bigram_log_probabilities(counts, backoff=2.0)
     assert np.allclose(np.exp(logs).sum(axis=1), 1)
     p01, p12, p22 = (2 + 6 * 3 / 8) / (3 + 6), (0 + 6 * 2 / 8) / (2 + 6), 2 / 8
-    windows = np.array([[0, 1, 2, 0], [2, 2, 0, 0]], dtype=np.uint16)  # the last looks ahead
+    held_out = np.array([[0, 1, 2, 0], [2, 2, 0, 0]], dtype=np.uint16)  # the last looks ahead
     wanted = -(math.log(p01) + math.log(p12) + math.log(p22) + math.log(3 / 8)) / 4
-    assert bigram_cross_entropy(logs, windows, 2) == pytest.approx(wanted, rel=1e-12)
+    assert bigram_cross_entropy(logs, held_out, 2) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_bigrams_are_counted_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +405,5 @@ def test_bigrams_are_counted_across_blocks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_bigram_beats_the_unigram_on_real_text() -> None:
     training, validation = split_corpus(load_corpus(None, "text", BYTES), 0.05, 0)
     logs = bigram_log_probabilities(count_bigrams(training, BYTES.vocabulary_size))
-    windows = validation_windows(
-        validation, seed=0, sequence_length=256, lookahead=1, sequences=200
-    )
-    assert 2.0 < bigram_cross_entropy(logs, windows, 256) < 2.9
+    held_out = windows(batches_of(validation, seed=0, length=256), 0, 200)
+    assert 2.0 < bigram_cross_entropy(logs, held_out, 256) < 2.9

@@ -391,8 +391,9 @@ def test_a_run_reads_tokens_and_its_vocabulary_must_fit(tmp_path: Path, bpe: Tok
     validate(config, 2)
     text = load_text(config)
     tokens = bpe.encode("".join(TEXTS * 30)).size + 1
-    assert text.training.size + text.validation.size == tokens
-    assert f"{text.training.size:,} tokens to train on" in text.describe()
+    (source,) = text.sources
+    assert source.split is not None and source.split.corpus.tokens.size == tokens
+    assert f"{source.split.size:,} tokens to train on" in text.describe()
     assert text.bigram_entropy() is None
     of_bytes = load_text(parse(parser, given[:4])[0])
     assert "bytes to train on" in of_bytes.describe() and of_bytes.bigram_entropy() is not None

@@ -3,62 +3,69 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from functools import cached_property
 
 from trainer.checkpoint.hf.companions import tokenizer_of_run
 from trainer.config.schema import Config
-from trainer.data.batches import Batches, validation_windows
 from trainer.data.bigram import byte_bigram_entropy
 from trainer.data.bits_per_byte import bytes_per_token
-from trainer.data.corpus import Split, load_corpus, split_corpus
 from trainer.data.file_tokenizer import load_tokenizer
+from trainer.data.mixture import MixedSequences
+from trainer.data.mixture_config import Mixture, read_mixture
+from trainer.data.sequences import Sequences
+from trainer.data.text_source import Reading, TextSource, open_source
 from trainer.data.tokens import Tokenizer
 from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
 class Text:
-    """windows: held out, [N, S + 1 + MTP depth]."""
+    """sequences: to train on. sources: of the text, each with what is held out of it."""
 
-    training: Split
-    validation: Split
-    batches: Batches
-    windows: Tensor
+    sequences: Sequences
+    sources: tuple[TextSource, ...]
     tokenizer: Tokenizer
 
     def describe(self) -> str:
         """Sizes, for a person."""
-        return (
-            f"{self.training.size:,} {self.tokenizer.unit} to train on in "
-            f"{self.training.documents.size:,} documents, {self.validation.size:,} held out in "
-            f"{self.validation.documents.size:,}"
-        )
+        return "; ".join(f"{s.name}: {s.sizes}" if s.name else s.sizes for s in self.sources)
 
     def fingerprint(self) -> int:
-        """The same for the same corpus."""
-        return zlib.crc32(self.training.corpus.tokens.tobytes())
+        """The same for the same text."""
+        first, *others = (source.fingerprint for source in self.sources)
+        return zlib.crc32(repr([first, *others]).encode()) if others else first
 
     def bigram_entropy(self) -> float | None:
         """Nats per byte of a bigram model of the training text, on the held-out windows.
 
-        None where tokens are not bytes.
+        None where tokens are not bytes, or the text is not in memory.
         """
-        windows, length = self.windows.numpy(), self.batches.sequence_length
-        return byte_bigram_entropy(self.training, windows, length, self.tokenizer)
+        source = self.sources[0]
+        if len(self.sources) > 1 or source.split is None:
+            return None
+        windows, length = source.held_out.numpy(), self.sequences.sequence_length
+        return byte_bigram_entropy(source.split, windows, length, self.tokenizer)
 
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes per target token of the held-out windows."""
-        windows, length = self.windows.numpy(), self.batches.sequence_length
-        return bytes_per_token(self.tokenizer, windows, length)
+    @cached_property
+    def bytes_per_token(self) -> Mapping[str, float]:
+        """By source, UTF-8 bytes per target token of the held-out windows."""
+        length = self.sequences.sequence_length
+        return {
+            source.name: bytes_per_token(self.tokenizer, source.held_out.numpy(), length)
+            for source in self.sources
+        }
+
+    def mean(self, values: Mapping[str, float]) -> float:
+        """Of values by source, over the held-out windows of all."""
+        sizes = {source.name: len(source.held_out) for source in self.sources}
+        return sum(values[name] * size for name, size in sizes.items()) / sum(sizes.values())
 
 
 def load_text(config: Config) -> Text:
-    """Read and split the corpus of `config`. Raises DataError, in one line, where that fails."""
-    data, lookahead = config.data, config.model.mtp.depth
-    path = tokenizer_of_run(config)
+    """Open or read the text of `config`. Raises DataError or ConfigError, in one line."""
+    data, path = config.data, tokenizer_of_run(config)
     tokenizer = load_tokenizer(path)
     if tokenizer.vocabulary_size > config.model.vocab_size:  # before the text, which may be long
         raise DataError(
@@ -66,19 +73,19 @@ def load_text(config: Config) -> Text:
             f"{tokenizer.vocabulary_size} tokens of the tokenizer, {path or 'bytes'}: set "
             f"model.vocab_size to {tokenizer.vocabulary_size} or more, or data.tokenizer"
         )
-    corpus = load_corpus(data.path, data.text_field, tokenizer)
-    training, validation = split_corpus(corpus, data.validation_fraction, config.run.seed)
-    windows = validation_windows(
-        validation,
+    how = Reading(
         seed=config.run.seed,
         sequence_length=data.sequence_length,
-        lookahead=lookahead,
-        sequences=config.metrics.eval_sequences,
+        lookahead=config.model.mtp.depth,
+        held_out=config.metrics.eval_sequences,
+        text_field=data.text_field,
+        validation_fraction=data.validation_fraction,
     )
-    batches = Batches(
-        training,
-        seed=config.run.seed,
-        sequence_length=data.sequence_length,
-        lookahead=lookahead,
-    )
-    return Text(training, validation, batches, torch.from_numpy(windows.astype("int64")), tokenizer)
+    if data.mixture is None:
+        source = open_source("", data.path, how, tokenizer)
+        return Text(source.training, (source,), tokenizer)
+    mixture: Mixture = read_mixture(data.mixture, data.sequence_length)
+    sources = tuple(open_source(name, path, how, tokenizer) for name, path in mixture.paths.items())
+    training = [source.training for source in sources]
+    mixed = MixedSequences(list(mixture.paths), training, mixture.interleaving)
+    return Text(mixed, sources, tokenizer)

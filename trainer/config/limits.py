@@ -63,6 +63,11 @@ LINE = Text(
     r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,4000}",
     "one line of plain text",
 )
+SOURCE = Text(
+    r"(?P<name>[\w.-]{1,40}): (?P<path>[^\x00-\x1f\x7f]{1,4000})"
+    r" at (?P<weights>[^\x00-\x1f]{1,1000})",
+    "sources such as `code: shards/code at 0.3 until 10B tokens, 0.5`",
+)
 TEXT = Text(r"[^\ud800-\udfff]{0,100000}", "text in UTF-8 of at most 100,000 characters")
 
 

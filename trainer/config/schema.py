@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from trainer.config.cluster_schema import ClusterConfig as ClusterConfig
 from trainer.config.cluster_schema import PlanConfig as PlanConfig
-from trainer.config.limits import FOLDER_NAME, LINE, TEXT, Range
+from trainer.config.limits import FOLDER_NAME, LINE, SOURCE, TEXT, Range
 
 # Each section of a config can be imported from here.
 from trainer.config.model_schema import AttentionConfig as AttentionConfig
@@ -136,8 +136,12 @@ class DataConfig:
     """Text and batches."""
 
     path: Annotated[str | None, LINE] = None
-    """A text file, a folder of them, or JSON lines (.jsonl; .gz and .zst too); the source text of
-    Python's standard library when not given."""
+    """Prepared text, as launch/prepare.py writes it, or Megatron's .bin and .idx; or a text file, a
+    folder of them, JSON lines (.jsonl; .gz and .zst too) or parquet, which each process reads into
+    memory; the source text of Python's standard library when not given."""
+    mixture: Annotated[list[str] | None, SOURCE] = None
+    """Several such places in place of path, with their weights by tokens, as in `code: shards/code
+    at 0.3 until 10B tokens, 0.5`; a weight is a share of the sum of all."""
     text_field: Annotated[str, LINE] = "text"
     """Field of a JSON line that holds the text."""
     tokenizer: Annotated[str | None, LINE] = None

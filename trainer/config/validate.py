@@ -22,6 +22,7 @@ from trainer.checkpoint.hf.config_json import not_representable
 from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.keys import did_you_mean, keys, values
 from trainer.config.schema import Config, ModelConfig, RecomputeConfig, RunConfig
+from trainer.config.sources import named_sources
 from trainer.config.validate_dispatch import dispatch_problems
 from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
@@ -41,8 +42,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _out_of_range(config)
     yield from _mesh_problems(config, world_size)
     yield from _model_problems(config.model)
-    if config.model.vocab_size < 257 and not (config.data.tokenizer or config.model.init_from):
-        yield f"model.vocab_size must be at least 257 for bytes, got {config.model.vocab_size}"
+    yield from _data_problems(config)
     yield from _optimizer_problems(config)
     yield from _compiler_problems(config.run)
     yield from _checkpoint_problems(config)
@@ -50,6 +50,19 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _recompute_problems(config.recompute)
     yield from _pipeline_problems(config)
     yield from recipe_problems(config)
+
+
+def _data_problems(config: Config) -> Iterator[str]:
+    data = config.data
+    if config.model.vocab_size < 257 and not (data.tokenizer or config.model.init_from):
+        yield f"model.vocab_size must be at least 257 for bytes, got {config.model.vocab_size}"
+    if data.mixture is not None:
+        if data.path is not None:
+            yield "data.path and data.mixture are both given: set one of them to null"
+        try:
+            named_sources(data.mixture)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _out_of_range(section: object, prefix: str = "") -> Iterator[str]:

@@ -6,16 +6,34 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from trainer.data.bad import Bad, stop
 from trainer.data.files import COMPRESSED, read_chunks
 from trainer.data.json_lines import iter_json_lines
+from trainer.data.parquet import iter_parquet
 from trainer.errors import DataError
 
 # A file with such a name promises text: if it holds none, that is an error; other files are
 # skipped.
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
 # Installed packages and tests: not the library's own text, and not on every machine.
 STDLIB_WITHOUT = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
+
+
+class Document(NamedTuple):
+    """text: UTF-8. file, line: where it comes from; line 0 where the file is one document."""
+
+    text: bytes
+    file: Path
+    line: int
+
+
+class SourceFile(NamedTuple):
+    """certain: whether its name promises text; what is not text elsewhere is passed over."""
+
+    path: Path
+    certain: bool
 
 
 def iter_documents(path: str | None, text_field: str = "text") -> Iterator[bytes]:
@@ -24,50 +42,72 @@ def iter_documents(path: str | None, text_field: str = "text") -> Iterator[bytes
     `path` None: the `.py` files of the running interpreter's standard library, without tests.
     A folder: all its text files, by sorted relative path; hidden and binary files are passed over.
     A file is one document, but in `.jsonl` each line is an object with its document in
-    `text_field`. Either may end in `.gz` or `.zst`. Raises DataError, in one line with the file
-    (and line) at fault, for what is missing, unreadable, not UTF-8, not JSON, or empty.
+    `text_field`, and in `.parquet` each row has one in such a column. All but the last may end in
+    `.gz` or `.zst`. Raises DataError, in one line with the file (and line) at fault, for what is
+    missing, unreadable, not UTF-8, not JSON, or empty.
     """
-    if path is None:
-        source, documents = "the standard library", _stdlib_documents()
-    else:
-        source, documents = path, _path_documents(Path(os.path.expanduser(path)), text_field)
     empty = True
-    for document in documents:
-        if document:
+    for file in source_files(path):
+        for document in file_documents(file, text_field, stop):
             empty = False
-            yield document
+            yield document.text
     if empty:
+        source = "the standard library" if path is None else path
         raise DataError(f"data.path: no text in {source}; set data.path to a file or folder of it")
 
 
-def _stdlib_documents() -> Iterator[bytes]:
-    root = Path(sysconfig.get_path("stdlib"))
-    if not root.is_dir():
-        raise DataError(
-            f"data.path: this Python keeps no source of its standard library at {root}; "
-            "set data.path to a text file, a folder or a .jsonl file"
-        )
-    for file in _files_below(root, STDLIB_WITHOUT):
-        if file.suffix == ".py":
-            yield _read_text(file)
-
-
-def _path_documents(path: Path, text_field: str) -> Iterator[bytes]:
+def source_files(path: str | None) -> list[SourceFile]:
+    """The files that may have documents, in the order in which they are read. Raises DataError."""
+    if path is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        if not root.is_dir():
+            raise DataError(
+                f"data.path: this Python keeps no source of its standard library at {root}; "
+                "set data.path to a text file, a folder or a .jsonl file"
+            )
+        files = _files_below(root, STDLIB_WITHOUT)
+        return [SourceFile(file, True) for file in files if file.suffix == ".py"]
+    place = Path(os.path.expanduser(path))
     # os.path answers where Path would raise: no permission, a name that is too long.
-    if os.path.isfile(path):
-        yield from _file_documents(path, text_field)
-    elif os.path.isdir(path):
-        for file in _files_below(path, ()):
-            if _promises_text(file):
-                yield from _file_documents(file, text_field)
-            elif file.suffix not in COMPRESSED and (text := _text_or_none(file)) is not None:
-                yield text
+    if os.path.isfile(place):
+        return [SourceFile(place, True)]
+    if os.path.isdir(place):
+        found = _files_below(place, ())
+        return [SourceFile(file, _promises_text(file)) for file in found if _may_be_text(file)]
+    what = "is neither a file nor a folder" if os.path.exists(place) else "does not exist"
+    raise DataError(
+        f"data.path: {place} {what}; set data.path to a text file, a folder or a .jsonl file "
+        "(null reads the Python standard library)"
+    )
+
+
+def file_documents(file: SourceFile, text_field: str, bad: Bad) -> Iterator[Document]:
+    """The documents of one file that are not empty. bad: is told of each that cannot be read; where
+    it returns, reading goes on with the next."""
+    path, kind = file.path, _kind(file.path)
+    if kind == ".jsonl":
+        texts = iter_json_lines(path, text_field, "data.text_field", bad)
+    elif kind == ".parquet":
+        texts = iter_parquet(path, text_field, bad)
     else:
-        what = "is neither a file nor a folder" if os.path.exists(path) else "does not exist"
-        raise DataError(
-            f"data.path: {path} {what}; set data.path to a text file, a folder or a .jsonl file "
-            "(null reads the Python standard library)"
-        )
+        texts = _whole_file(file, bad)
+    for line, text in texts:
+        if text:
+            yield Document(text, path, line)
+
+
+def _whole_file(file: SourceFile, bad: Bad) -> Iterator[tuple[int, bytes]]:
+    if not file.certain:
+        text = _text_or_none(file.path)
+        if text is not None:
+            yield 0, text
+        return
+    try:
+        text = _read_text(file.path)
+    except DataError as problem:
+        bad(problem)
+        return
+    yield 0, text
 
 
 def _files_below(root: Path, without: tuple[str, ...]) -> list[Path]:
@@ -94,11 +134,9 @@ def _promises_text(file: Path) -> bool:
     return _kind(file) in TEXT_SUFFIXES
 
 
-def _file_documents(file: Path, text_field: str) -> Iterator[bytes]:
-    if _kind(file) == ".jsonl":
-        yield from iter_json_lines(file, text_field, "data.text_field")
-    else:
-        yield _read_text(file)
+def _may_be_text(file: Path) -> bool:
+    """Of files whose name promises nothing, compressed ones are left alone."""
+    return _promises_text(file) or file.suffix not in COMPRESSED
 
 
 def _read_text(file: Path) -> bytes:

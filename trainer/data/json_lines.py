@@ -4,21 +4,36 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.data.bad import Bad
 from trainer.data.files import read_lines
 from trainer.errors import DataError
 
 _FIELDS_SHOWN = 10
 
 
-def iter_json_lines(file: Path, field: str, setting: str) -> Iterator[bytes]:
-    """The text, as UTF-8, in `field` of each line that is not blank; a text may be empty.
+def iter_json_lines(file: Path, field: str, setting: str, bad: Bad) -> Iterator[tuple[int, bytes]]:
+    """(line, the text in `field` as UTF-8) of each line that is not blank; a text may be empty.
 
-    The file may be compressed. Raises DataError, with file and line, for a line that is not such an
-    object; `setting` is the key or option to name another field by.
+    The file may be compressed. `bad` is told, with file and line, of a line that is not such an
+    object, and of where a file cannot be read on; `setting` is the key or option to name another
+    field by.
     """
-    for number, line in enumerate(read_lines(file), start=1):
+    lines = enumerate(read_lines(file), start=1)
+    while True:
+        try:
+            number, line = next(lines)
+        except StopIteration:
+            return
+        except DataError as problem:  # nothing is known of what comes after
+            bad(problem)
+            return
         if line.strip():
-            yield _text(line, f"{file}, line {number}", field, setting)
+            try:
+                text = _text(line, f"{file}, line {number}", field, setting)
+            except DataError as problem:
+                bad(problem)
+                continue
+            yield number, text
 
 
 def _text(line: bytes, place: str, field: str, setting: str) -> bytes:

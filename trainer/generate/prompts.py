@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parallel.files.regular import read_regular
+from trainer.data.bad import stop
 from trainer.data.files import COMPRESSED, read_lines
 from trainer.data.json_lines import iter_json_lines
 from trainer.errors import ConfigError, DataError
@@ -38,7 +39,8 @@ def read_prompts(
 def _prompts_in(file: Path, field: str | None) -> list[bytes]:
     is_json = ".jsonl" in file.suffixes[-1 - (file.suffix in COMPRESSED) :]
     if is_json:
-        found = list(iter_json_lines(file, field or FIELD, "--prompt-field"))
+        lines = iter_json_lines(file, field or FIELD, "--prompt-field", stop)
+        found = [text for _, text in lines]
     elif field is not None:
         raise ConfigError(f"--prompt-field {field} is for JSON lines: {file} is not named .jsonl")
     else:

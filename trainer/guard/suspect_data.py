@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trainer.data.batches import Batches
+from trainer.data.sequences import Sequences
 from trainer.data.tokens import Tokenizer
 from trainer.io.no_links import create, remove
 
@@ -14,23 +14,27 @@ _CHARACTERS = 400  # of each sequence
 
 
 def write_suspect_data(
-    run: Path, step: int, why: str, sequences: range, batches: Batches, tokenizer: Tokenizer
+    run: Path, step: int, why: str, numbers: range, sequences: Sequences, tokenizer: Tokenizer
 ) -> Path:
-    """Write which sequences and documents a step has read, and how each sequence starts; the file.
+    """Write which sequences a step has read, where they are from and how each starts; the file.
 
-    step: counted from 1. sequences: running numbers in the training text. Raises OSError.
+    step: counted from 1. numbers: of the running sequences of the training text. Raises OSError.
     """
     rows = [
         {
             "sequence": number,
-            "documents": batches.documents(number),
-            "text": tokenizer.decode(batches.window(number)).decode(errors="replace")[:_CHARACTERS],
+            "from": sequences.origin(number),
+            "text": _start(tokenizer.decode(sequences.window(number))),
         }
-        for number in sequences
+        for number in numbers
     ]
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    path = folder / f"step-{step:08d}-sequence-{sequences.start}.json"
+    path = folder / f"step-{step:08d}-sequence-{numbers.start}.json"
     remove(path)  # of the same step before a restart
     create(path, json.dumps({"step": step, "why": why, "sequences": rows}, indent=1).encode())
     return path
+
+
+def _start(text: bytes) -> str:
+    return text.decode(errors="replace")[:_CHARACTERS]

@@ -18,6 +18,8 @@ def describe(layout: Layout, text: Text, recipe: Recipe) -> list[str]:
     sizes = recipe.micro_batches
     counts = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     source = c.data.path or "the source text of Python's standard library"
+    if c.data.mixture is not None:
+        source = "a mixture"
     return [
         f"{c.run.name}: {parameters / 1e6:.2f}M parameters, {activated / 1e6:.2f}M activated per "
         f"token; {c.precision.parameters} on {layout.device.type}",

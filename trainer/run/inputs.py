@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainer.config.schema import Config
+from trainer.config.sources import named_sources
 from trainer.errors import ConfigError
 
 
@@ -36,6 +37,8 @@ def _inputs(config: Config, config_files: Sequence[str]) -> Iterator[tuple[str, 
     ):
         if path is not None:
             yield key, path
+    for source in named_sources(config.data.mixture) if config.data.mixture is not None else ():
+        yield "data.mixture", source.path
 
 
 def _with_links_below(path: Path) -> Iterator[Path]:

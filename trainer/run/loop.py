@@ -16,6 +16,7 @@ from parallel.ranks.together import gather, together
 from trainer.build.training_text import Text
 from trainer.checkpoint.export import save_checkpoint
 from trainer.checkpoint.hf.companions import Companions
+from trainer.data.sequences import micro_batch
 from trainer.errors import NonFiniteError, Stopped, TandemError, UnhealthyError
 from trainer.model.stage import MicroBatch
 from trainer.objective.pretraining import TOKENS
@@ -24,7 +25,7 @@ from trainer.report.console import RunConsole
 from trainer.report.metrics import Metrics
 from trainer.report.picture import draw_own_run
 from trainer.run.folder import AVERAGED, RunFolder
-from trainer.run.records import record_step, record_validation
+from trainer.run.records import record_epochs, record_step, record_validation
 from trainer.run.sample import sample_text
 from trainer.run.saving import Saving
 from trainer.run.signals import StopRequest
@@ -77,6 +78,7 @@ class Loop:
             if done.stop:
                 stop.reached()
             record_step(self.metrics, step, done, time.perf_counter() - start, config)
+            record_epochs(self.metrics, self.text.sequences.epochs(self.progress.position))
             if verdict == "roll back":
                 self.metrics.end_step(step)
                 self._roll_back()
@@ -110,7 +112,7 @@ class Loop:
 
     def _step(self) -> tuple[StepMetrics, Verdict]:
         """One step, and what it means for those to come."""
-        before, watch, length = self.progress, self._watch, self.text.batches.sequence_length
+        before, watch, length = self.progress, self._watch, self.text.sequences.sequence_length
         accepts = partial(watch.accepts, before)
         with self._weights_saved():
             done = self.trainer.step(before, self._micro_batch, self.stop.asked, accepts)
@@ -158,21 +160,35 @@ class Loop:
         layout, first = self.trainer.layout, self.progress.position
         count = self.trainer.recipe.at(self.progress).micro_batches
         sequences, rank = layout.sequences, layout.data_rank
-        return {TOKENS: self.text.batches.micro_batch(first, sequences, rank, m, count)}
+        return {TOKENS: micro_batch(self.text.sequences, first, sequences, rank, m, count)}
 
     def _evaluate(self, step: int, saved: str | None) -> float | None:
         """Record the validation loss; None if asked to stop before it is there. saved: where the
         weights are, if they are saved."""
         self._note(f"evaluating after step {step + 1}")
-        means = self.trainer.evaluate({TOKENS: self.text.windows}, lambda: self.stop.asked)
-        if means is None:
+        losses = self._held_out_losses()
+        if losses is None:
             return None
-        loss = means["loss"]
-        if not math.isfinite(loss):
-            where = saved or self._save_or_why_not()
-            raise NonFiniteError(f"step {step}: the validation loss is {loss}; {where}")
-        record_validation(self.metrics, loss, self.text.bytes_per_token())
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                where, of = saved or self._save_or_why_not(), f" of {name}" * bool(name)
+                raise NonFiniteError(f"step {step}: the validation loss{of} is {loss}; {where}")
+        loss, size_of = self.text.mean(losses), self.text.bytes_per_token
+        record_validation(self.metrics, loss, self.text.mean(size_of))
+        for name in losses if len(losses) > 1 else ():
+            record_validation(self.metrics, losses[name], size_of[name], name)
         return loss if self._evaluate_average() else None
+
+    def _held_out_losses(self) -> dict[str, float] | None:
+        """By source, nats per token; None if asked to stop before they are there."""
+        losses = {}
+        for source in self.text.sources:
+            held_out = {TOKENS: source.held_out}
+            means = self.trainer.evaluate(held_out, lambda: self.stop.asked)
+            if means is None:
+                return None
+            losses[source.name] = means["loss"]
+        return losses
 
     def _evaluate_average(self) -> bool:
         """Record the validation loss of the averaged weights, if there are any; whether it was not
@@ -181,11 +197,10 @@ class Loop:
         if layout.average is None or not layout.config.metrics.eval_ema:
             return True
         with layout.average.as_weights():
-            held_out = {TOKENS: self.text.windows}
-            means = self.trainer.evaluate(held_out, lambda: self.stop.asked)
-        if means is not None:
-            self.metrics.record("validation_loss_ema", means["loss"], "last")
-        return means is not None
+            losses = self._held_out_losses()
+        if losses is not None:
+            self.metrics.record("validation_loss_ema", self.text.mean(losses), "last")
+        return losses is not None
 
     def _sample(self, step: int) -> None:
         """Record a text that the model writes."""

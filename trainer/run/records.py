@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trainer.config.schema import Config
 from trainer.data.bits_per_byte import bits_per_byte
 from trainer.report.metrics import Metrics
@@ -37,8 +39,18 @@ def _shares(loads: list[float]) -> list[float]:
     return [round(load / sum(loads), 6) for load in loads]
 
 
-def record_validation(metrics: Metrics, loss: float, bytes_per_token: float) -> None:
-    """loss: mean nats per token. bytes_per_token: of the same text."""
-    metrics.record("validation_loss", loss, "last")
+def record_validation(
+    metrics: Metrics, loss: float, bytes_per_token: float, source: str = ""
+) -> None:
+    """loss: mean nats per token. bytes_per_token: of the same text. source: of the text, where it
+    has several."""
+    ending = f"_{source}" if source else ""
+    metrics.record(f"validation_loss{ending}", loss, "last")
     if (bits := bits_per_byte(loss, bytes_per_token)) is not None:
-        metrics.record("validation_bits_per_byte", bits, "last")
+        metrics.record(f"validation_bits_per_byte{ending}", bits, "last")
+
+
+def record_epochs(metrics: Metrics, epochs: Mapping[str, float]) -> None:
+    """How often the run has gone through each source of its text."""
+    for name, value in epochs.items():
+        metrics.record(f"epoch_{name}" if name else "epoch", value, "last")

@@ -94,11 +94,9 @@ class Watch:
         sequences = range(before.position, after.position)
         data = f"its data: sequences {sequences.start} to {sequences.stop - 1} of the text"
         if self.run is not None:
-            batches, tokenizer = self.text.batches, self.text.tokenizer
+            source, tokenizer = self.text.sequences, self.text.tokenizer
             try:
-                path = write_suspect_data(
-                    self.run(), after.step, why, sequences, batches, tokenizer
-                )
+                path = write_suspect_data(self.run(), after.step, why, sequences, source, tokenizer)
                 data += f", see {path}"
             except OSError as error:
                 data += f"; cannot write {error.filename}: {error.strerror}"

@@ -14,7 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from trainer.checkpoint.hf.architecture import read_hf_config
 from trainer.config.schema import Config
+from trainer.config.sources import named_sources
 from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
+from trainer.data.shards.index import TOKENIZER_FOLDER, is_prepared
 from trainer.data.tokens import ByteTokenizer, byte_characters
 from trainer.errors import CheckpointError, DataError
 
@@ -88,14 +90,30 @@ def _roots(folder: Path) -> list[Path]:
 def tokenizer_of_run(config: Config) -> str | None:
     """The tokenizer.json, or the folder with it, that a run reads text with; None is bytes.
 
-    data.tokenizer if it is given, else that of the checkpoint that the run starts from.
+    data.tokenizer if it is given, else that of the checkpoint that the run starts from, else that
+    of its prepared text.
     """
-    if config.data.tokenizer is not None or config.model.init_from is None:
+    if config.data.tokenizer is not None:
         return config.data.tokenizer
+    if config.model.init_from is None:
+        return _prepared_with(config)
     file = Path(config.model.init_from).expanduser() / TOKENIZER_FILE
     if not file.is_file() or file.read_bytes() == byte_tokenizer_files()[TOKENIZER_FILE]:
         return None
     return str(file.parent)
+
+
+def _prepared_with(config: Config) -> str | None:
+    """The tokenizer beside prepared text; of a mixture, beside the first that has one."""
+    mixture, paths = config.data.mixture, [config.data.path]
+    if mixture is not None:
+        paths = [source.path for source in named_sources(mixture)]
+    for path in paths:
+        folder = Path(path or ".").expanduser()
+        if path is not None and is_prepared(folder):
+            file = folder / TOKENIZER_FOLDER / TOKENIZER_FILE
+            return str(file.parent) if file.is_file() else None
+    return None
 
 
 def read_companions(config: Config) -> Companions:
@@ -105,7 +123,7 @@ def read_companions(config: Config) -> Companions:
     """
     source, given = (
         None if path is None else Path(path).expanduser()
-        for path in (config.model.init_from, config.data.tokenizer)
+        for path in (config.model.init_from, _given_tokenizer(config))
     )
     base = {} if source is None else read_hf_config(source)
     try:
@@ -120,10 +138,17 @@ def read_companions(config: Config) -> Companions:
     special = {
         "bos_token_id": None,
         "pad_token_id": None,
-        "eos_token_id": load_tokenizer(config.data.tokenizer).end_of_document,
+        "eos_token_id": load_tokenizer(_given_tokenizer(config)).end_of_document,
     }
     files[GENERATION_FILE] = _json(special)
     return Companions(base | special, files)
+
+
+def _given_tokenizer(config: Config) -> str | None:
+    """That of the run, but for the one of the checkpoint that it starts from."""
+    if config.data.tokenizer is not None or config.model.init_from is not None:
+        return config.data.tokenizer
+    return _prepared_with(config)
 
 
 def _places(folder: Path) -> tuple[Path, Path]:

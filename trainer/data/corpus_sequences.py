@@ -1,9 +1,10 @@
-"""Packed windows of a split, and the batches made of them, each computed from its number alone."""
+"""Packed windows of a split of a corpus in memory, each computed from its number alone."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from trainer.data.corpus import Split, Tokens
@@ -24,7 +25,7 @@ class EpochOrder:
     windows: NDArray[np.int64]
 
 
-class Batches:
+class CorpusSequences:
     """The sequences of a split, epoch after epoch; a pure function of seed and number.
 
     Each epoch shuffles the documents, joins them, and cuts the stream into windows: window i has
@@ -60,31 +61,18 @@ class Batches:
         start = int(order.windows[turn]) * self.sequence_length
         return self._gather(order, start, start + self.window_tokens)
 
-    def documents(self, index: int) -> list[int]:
+    def origin(self, index: int) -> str:
         """The documents that the running sequence `index` has tokens of, by their number in the
         corpus."""
         epoch, turn = divmod(index, self.sequences_per_epoch)
         order = self._order(epoch)
         start = int(order.windows[turn]) * self.sequence_length
         ends = np.searchsorted(order.starts, [start, start + self.window_tokens - 1], side="right")
-        return [int(document) for document in order.documents[ends[0] - 1 : ends[1]]]
+        documents = order.documents[ends[0] - 1 : ends[1]].tolist()
+        return f"documents {', '.join(map(str, documents))} of the corpus"
 
-    def windows(self, first: int, count: int) -> Tokens:
-        """Tokens [count, S + 1 + lookahead] of running sequences first .. first + count - 1."""
-        return np.stack([self.window(index) for index in range(first, first + count)])
-
-    def micro_batch(
-        self, first: int, sequences: int, data_rank: int, micro_batch: int, micro_batches: int
-    ) -> torch.Tensor:
-        """Tokens [sequences, S + 1 + lookahead] int64 of one micro-batch of one data rank.
-
-        `first`: the running sequence that the step starts with, over all ranks. `sequences`: of a
-        micro-batch. The global batch of a step is the same under any layout: data rank d has its
-        d-th contiguous part, micro-batch m the m-th contiguous part of that.
-        """
-        part = data_rank * micro_batches + micro_batch
-        tokens = self.windows(first + part * sequences, sequences)
-        return torch.from_numpy(tokens.astype(np.int64))
+    def epochs(self, sequences: int) -> dict[str, float]:
+        return {"": sequences / self.sequences_per_epoch}
 
     def _order(self, epoch: int) -> EpochOrder:
         order = self._orders.get(epoch)
@@ -115,15 +103,3 @@ class Batches:
             at = stop
             turn += 1
         return gathered
-
-
-def validation_windows(
-    split: Split, *, seed: int, sequence_length: int, lookahead: int, sequences: int
-) -> Tokens:
-    """Fixed held-out windows [n, S + 1 + lookahead], the same at every evaluation.
-
-    The first `sequences` (or all, if there are fewer) of the split's first epoch: shuffled, so
-    that few windows still speak for many documents. DataError if not one window fits.
-    """
-    batches = Batches(split, seed=seed, sequence_length=sequence_length, lookahead=lookahead)
-    return batches.windows(0, min(sequences, batches.sequences_per_epoch))

@@ -1,0 +1,1 @@
+"""Prepared text: tokens in files of any size, written once and mapped into memory."""

@@ -1,0 +1,1 @@
+"""Preparing text: from documents in files to shards of tokens."""
