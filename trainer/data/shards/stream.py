@@ -5,6 +5,7 @@ Processes of a node share what they have read: it is the kernel's page cache.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class TokenStream:
             part = self._parts[number]
             try:
                 found = np.memmap(part.path, self._type, "r", part.start, (part.tokens,))
+                # Windows come from anywhere: what the kernel would read ahead is not wanted.
+                found._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
             except (OSError, ValueError) as error:
                 raise DataError(f"{part.path}: cannot be read ({error})") from error
             self._open[number] = found
