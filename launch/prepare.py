@@ -1,7 +1,8 @@
 """Prepare text for training: tokens in files of any size, from which a run starts in seconds.
 
 SOURCE is a text file, a folder of them, JSON lines (.jsonl) or parquet; all but the last may be
-.gz or .zst. `stdlib` is the source text of Python's standard library.
+.gz or .zst. `stdlib` is the source text of Python's standard library, `package:NAME` that of an
+installed package.
 """
 
 from __future__ import annotations

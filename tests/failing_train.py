@@ -22,13 +22,13 @@ class FaultyLayer(torch.nn.Module):
         super().__init__()
         self.layer, self.passes = layer, passes
 
-    def forward(self, tape, x):  # type: ignore[no-untyped-def]
+    def forward(self, tape, x, documents):  # type: ignore[no-untyped-def]
         self.passes -= 1
         if self.passes < 0 and os.environ["FAULT"] == "raise":
             raise ArithmeticError("a fault in layer 1")
         if self.passes < 0:
             x = x * float("nan")
-        return (yield from self.layer(tape, x))
+        return (yield from self.layer(tape, x, documents))
 
 
 def main() -> None:

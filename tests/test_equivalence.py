@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from parallel.ranks.process import Process
 from parallel.schedule.generators.placements import v_placement
@@ -34,8 +35,9 @@ from trainer.config.schema import (
     RunConfig,
 )
 from trainer.config.validate import validate
+from trainer.data.document_numbers import document_numbers
 from trainer.model.names import named_biases, named_tensors
-from trainer.objective.pretraining import TOKENS
+from trainer.objective.pretraining import DOCUMENTS, TOKENS
 from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
@@ -51,7 +53,8 @@ LAYOUTS = [
 @dataclass(frozen=True)
 class Case:
     """One way to run the same two steps. mesh: (pipeline, expert, expert_data). micro_batches: per
-    data rank, two for each pipeline rank where not given. by_node: dispatch over nodes of two."""
+    data rank, two for each pipeline rank where not given. by_node: dispatch over nodes of two.
+    apart: documents."""
 
     schedule: str
     mesh: tuple[int, int, int]
@@ -64,6 +67,7 @@ class Case:
     micro_batches: int | None = None
     by_node: bool = False
     dispatch_dtype: Literal["same", "fp8"] = "same"
+    apart: bool = False
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
@@ -96,7 +100,7 @@ class Case:
                 ),
                 mtp=MTPConfig(self.mtp, 0.3),
             ),
-            data=DataConfig(sequence_length=6, global_batch=16),
+            data=DataConfig(sequence_length=6, global_batch=16, mask_documents=self.apart),
             optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0, clip=0.5),
         )  # fmt: skip
 
@@ -121,15 +125,20 @@ def run_case(process: Process, case: Case) -> dict[str, Any]:
     for step in range(STEPS):
         parts = tokens[step, :, : 7 + case.mtp].split(layout.sequences)
         first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
-        metrics = trainer.step(Progress(step), lambda m, p=parts, f=first: {TOKENS: p[f + m]})
+        metrics = trainer.step(Progress(step), lambda m, p=parts, f=first: _fields(p[f + m]))
         results["steps"].append(metrics)
     part = layout.part
     results["gradients"] = _arrays(named_tensors(part, lambda p: p.grad))
     results["weights"] = _arrays(named_tensors(part))
     results["biases"] = _arrays(named_biases(part))
     held_out = torch.randint(0, 257, (5, 7 + case.mtp), generator=torch.Generator().manual_seed(4))
-    results["evaluation"] = trainer.evaluate({TOKENS: held_out})["loss"]
+    results["evaluation"] = trainer.evaluate(_fields(held_out))["loss"]
     return results
+
+
+def _fields(tokens: Tensor) -> dict[str, Tensor]:
+    """A document ends at every fourth token or so; only cases with documents apart look."""
+    return {TOKENS: tokens, DOCUMENTS: document_numbers(tokens % 4, 0)}
 
 
 def _arrays(named: Any) -> dict[str, np.ndarray]:

@@ -158,7 +158,7 @@ def test_every_weight_is_multiplied_by_the_ops_that_the_layers_were_given() -> N
     partition = partition_layers(MODEL.layers, 1, MODEL.mtp.depth)
     objective = Pretraining(LENGTH, MODEL.mtp.depth)
     recipe = StepRecipe(SEQUENCES, 1, 0.0, 0.0, 0.0, 0.3)
-    weights = {**objective.weights(recipe), BALANCE: 0.01}
+    weights = {**objective.weights(recipe, objective.targets(SEQUENCES)), BALANCE: 0.01}
     tape = Tape(deferred=ops.deferred, loss_weights=weights)
     stage = ModelStage(0, part, partition, objective)
     tape.end(run(stage.forward(tape, tape.begin(), {TOKENS: tokens()})))
@@ -192,9 +192,9 @@ ANSWER = "answer"
 
 @dataclass(frozen=True)
 class AnswersOnly:
-    """The next token's loss where a mask says so: other fields, another size to divide by."""
+    """The next token's loss where a mask says so: other fields, another number of targets."""
 
-    targets: int
+    varies = True
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -204,11 +204,20 @@ class AnswersOnly:
     def padding(self) -> Mapping[str, int]:
         return {TOKENS: 0, ANSWER: 0}
 
-    def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
-        return {LOSS: sums[LOSS] / self.targets}
+    def targets(self, sequences: int) -> Mapping[str, int]:
+        raise AssertionError("they vary")
 
-    def weights(self, step: StepRecipe) -> dict[str, float]:
-        return {LOSS: 1.0 / self.targets}
+    def count(self, micro_batch: MicroBatch) -> dict[str, int]:
+        return {LOSS: int(micro_batch[ANSWER][:, 1 : LENGTH + 1].sum())}
+
+    def means(self, sums: Mapping[str, float], targets: Mapping[str, int]) -> dict[str, float]:
+        return {LOSS: sums[LOSS] / targets[LOSS]}
+
+    def weights(self, step: StepRecipe, targets: Mapping[str, int]) -> dict[str, float]:
+        return {LOSS: 1.0 / targets[LOSS]}
+
+    def documents(self, micro_batch: MicroBatch) -> None:
+        return None
 
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return micro_batch[TOKENS][:, :LENGTH].flatten()
@@ -234,8 +243,7 @@ def answers() -> Tensor:
 
 
 def train_on_answers(process: Process, of: Config) -> dict[str, Any]:
-    objective = AnswersOnly(int(answers()[:, 1 : LENGTH + 1].sum()))
-    layout = replace(build(of, process, torch.device("cpu")), objective=objective)
+    layout = replace(build(of, process, torch.device("cpu")), objective=AnswersOnly())
     result = step(layout, {TOKENS: tokens(), ANSWER: answers()})
     held_out = {TOKENS: tokens()[:3], ANSWER: answers()[:3]}
     return result | {"evaluation": Trainer(layout).evaluate(held_out)[LOSS]}

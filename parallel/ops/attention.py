@@ -25,29 +25,44 @@ _OF_TORCH = {
 
 
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, kernel: AttentionKernel | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    kernel: AttentionKernel | None = None,
+    document_BS: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale x query . key) value over positions up to each, [B, H, S, N] -> [B, H, S, V].
+    """softmax(scale x query . key) value over positions up to each, [B, H, S, N] -> [B, H, S, V];
+    where document_BS is given, over those with its number.
 
     The kernel sums and takes its softmax in float32 or wider. kernel: which one, as
-    attention_kernel.py chooses it; torch's choice where not given. Raises RuntimeError where it
-    cannot run, ImportError where it is not installed.
+    attention_kernel.py chooses it; torch's choice where not given, and with documents, for which
+    few have a mask. Raises RuntimeError where it cannot run, ImportError where it is not installed.
     """
     short = query.dtype == torch.bfloat16 and query.shape[-2] <= _SHORT
     if emulated(query) or (short and query.device.type == "cpu"):
-        wide = causal_attention(query.float(), key.float(), value.float(), scale, kernel)
-        return wide.bfloat16()
+        wide = (query.float(), key.float(), value.float())
+        return causal_attention(*wide, scale, kernel, document_BS).bfloat16()
     narrower = query.shape[-1] - value.shape[-1]
     if narrower > 0 and query.device.type == "cpu" and kernel in (None, "flash"):
         # On the CPU torch has a fused kernel for values as wide as queries only.
-        wide = causal_attention(query, key, pad(value, (0, narrower)), scale, kernel)
-        return wide[..., :-narrower]
+        padded = pad(value, (0, narrower))
+        return causal_attention(query, key, padded, scale, kernel, document_BS)[..., :-narrower]
+    if document_BS is not None:
+        mask = _within_documents(document_BS)
+        return scaled_dot_product_attention(query, key, value, mask, scale=scale)
     if kernel == "flash3":
         return _flash3(query, key, value, scale)
     if kernel is None:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     with sdpa_kernel(_OF_TORCH[kernel]):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+
+
+def _within_documents(document_BS: Tensor) -> Tensor:
+    """[B, 1, S, S]: whether a position (the last but one dimension) sees another."""
+    same_BSS = document_BS.unsqueeze(2) == document_BS.unsqueeze(1)
+    return same_BSS.tril_().unsqueeze(1)
 
 
 def _flash3(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

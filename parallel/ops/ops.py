@@ -104,9 +104,17 @@ class Ops:
         """y [rows, D] with y[r] the sum of the x whose number in row_P (int64) is r."""
         return sum_rows(x_PD, row_P, rows, self.kernels.add_rows)
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Causal attention, [B, H, S, N] each -> [B, H, S, V]; softmax in float32 or wider."""
-        return causal_attention(query, key, value, scale, self.attention_kernel)
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        document_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Causal attention, [B, H, S, N] each -> [B, H, S, V], within documents where their numbers
+        are given; softmax in float32 or wider."""
+        return causal_attention(query, key, value, scale, self.attention_kernel, document_BS)
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """x [..., D] / rms(x) x weight, computed in float32 or wider, in the type of x."""

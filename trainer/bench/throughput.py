@@ -34,7 +34,7 @@ from trainer.bench.step_parts import PartsClock, RankStep, mean_step
 from trainer.build.layout import Layout, build
 from trainer.config.schema import Config, RecipeConfig
 from trainer.model.stage import MicroBatch
-from trainer.objective.pretraining import TOKENS
+from trainer.objective.pretraining import DOCUMENTS, TOKENS
 from trainer.plan.step_time import StepParts
 from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
@@ -179,7 +179,12 @@ def _device_log(device: torch.device) -> DeviceEventLog | None:
 def random_parts(layout: Layout, batch: int) -> list[MicroBatch]:
     """The micro-batches of this data rank, of `random_tokens`."""
     ours = random_tokens(layout.config, batch).chunk(layout.mesh.data)[layout.data_rank]
-    return [{TOKENS: part} for part in ours.split(layout.sequences)]
+    parts = ours.split(layout.sequences)
+    if not layout.config.data.mask_documents:
+        return [{TOKENS: part} for part in parts]
+    # A document for each 256 tokens: some kilobytes of text.
+    numbers = (torch.arange(ours.shape[1]) // 256).expand_as(ours).split(layout.sequences)
+    return [{TOKENS: part, DOCUMENTS: number} for part, number in zip(parts, numbers)]
 
 
 def random_tokens(config: Config, batch: int) -> Tensor:

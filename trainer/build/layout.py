@@ -88,10 +88,14 @@ class Layout:
         """Sequences of a micro-batch."""
         return _sequences(self.config, self.mesh)
 
-    def loss_weights(self, recipe: StepRecipe) -> dict[str, float]:
-        """Of each loss in the total that a step differentiates: means over its global batch."""
+    def loss_weights(
+        self, recipe: StepRecipe, targets: Mapping[str, int] | None = None
+    ) -> dict[str, float]:
+        """Of each loss in the total that a step differentiates: means over its global batch.
+        targets: of that, where they vary."""
+        targets = targets or self.objective.targets(recipe.sequences)
         balance = recipe.balance_alpha / recipe.sequences
-        return {**self.objective.weights(recipe), BALANCE: balance}
+        return {**self.objective.weights(recipe, targets), BALANCE: balance}
 
     def training_executor(
         self, micro_batches: int, overlap: bool, recorder: Recorder | None = None
@@ -177,7 +181,9 @@ def build(
         placements=placements,
         partition=partition,
         part=part,
-        objective=Pretraining(config.data.sequence_length, config.model.mtp.depth),
+        objective=Pretraining(
+            config.data.sequence_length, config.model.mtp.depth, config.data.mask_documents
+        ),
         gradients=gradients,
         optimizer=optimizer,
         average=None if decay is None else WeightAverage(optimizer, gradients, decay),

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor
+
 from trainer.checkpoint.hf.companions import tokenizer_of_run
 from trainer.config.schema import Config
 from trainer.data.bigram import byte_bigram_entropy
 from trainer.data.bits_per_byte import bytes_per_token
+from trainer.data.document_numbers import document_numbers
 from trainer.data.file_tokenizer import load_tokenizer
 from trainer.data.mixture import MixedSequences
 from trainer.data.mixture_config import Mixture, read_mixture
@@ -18,15 +21,18 @@ from trainer.data.sequences import Sequences
 from trainer.data.text_source import Reading, TextSource, open_source
 from trainer.data.tokens import Tokenizer
 from trainer.errors import DataError
+from trainer.objective.pretraining import DOCUMENTS, TOKENS
 
 
 @dataclass(frozen=True)
 class Text:
-    """sequences: to train on. sources: of the text, each with what is held out of it."""
+    """sequences: to train on. sources: of the text, each with what is held out of it. apart:
+    whether documents are to be kept apart."""
 
     sequences: Sequences
     sources: tuple[TextSource, ...]
     tokenizer: Tokenizer
+    apart: bool
 
     def describe(self) -> str:
         """Sizes, for a person."""
@@ -57,6 +63,13 @@ class Text:
             for source in self.sources
         }
 
+    def fields(self, tokens: Tensor) -> dict[str, Tensor]:
+        """What a step is given of windows [n, S + 1 + lookahead]."""
+        if not self.apart:
+            return {TOKENS: tokens}
+        numbers = document_numbers(tokens, self.tokenizer.end_of_document)
+        return {TOKENS: tokens, DOCUMENTS: numbers}
+
     def mean(self, values: Mapping[str, float]) -> float:
         """Of values by source, over the held-out windows of all."""
         sizes = {source.name: len(source.held_out) for source in self.sources}
@@ -83,9 +96,9 @@ def load_text(config: Config) -> Text:
     )
     if data.mixture is None:
         source = open_source("", data.path, how, tokenizer)
-        return Text(source.training, (source,), tokenizer)
+        return Text(source.training, (source,), tokenizer, data.mask_documents)
     mixture: Mixture = read_mixture(data.mixture, data.sequence_length)
     sources = tuple(open_source(name, path, how, tokenizer) for name, path in mixture.paths.items())
     training = [source.training for source in sources]
     mixed = MixedSequences(list(mixture.paths), training, mixture.interleaving)
-    return Text(mixed, sources, tokenizer)
+    return Text(mixed, sources, tokenizer, data.mask_documents)

@@ -150,6 +150,9 @@ class DataConfig:
     """Tokens of a sequence."""
     global_batch: Annotated[int, Range(1, 10**7)] = 16
     """Sequences of a step, over all ranks; those of recipe.batch at its end, if that is given."""
+    mask_documents: bool = False
+    """Keep the documents of a sequence apart: none sees another, positions start anew, and no token
+    is a target from within another document. Pre-training leaves them together."""
     validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
     """Share of the documents that is held out."""
 

@@ -1,6 +1,7 @@
 """Documents of a corpus: which files are read, in which order, and what a document is in each."""
 
 import codecs
+import importlib.util
 import itertools
 import os
 import sysconfig
@@ -18,6 +19,7 @@ from trainer.errors import DataError
 # skipped.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
 # Installed packages and tests: not the library's own text, and not on every machine.
+PACKAGE = "package:"
 STDLIB_WITHOUT = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
@@ -39,7 +41,8 @@ class SourceFile(NamedTuple):
 def iter_documents(path: str | None, text_field: str = "text") -> Iterator[bytes]:
     """The documents of a corpus as UTF-8 bytes, in an order that only names decide; none is empty.
 
-    `path` None: the `.py` files of the running interpreter's standard library, without tests.
+    `path` None: the `.py` files of the running interpreter's standard library, without tests;
+    `package:NAME`: those of an installed package.
     A folder: all its text files, by sorted relative path; hidden and binary files are passed over.
     A file is one document, but in `.jsonl` each line is an object with its document in
     `text_field`, and in `.parquet` each row has one in such a column. All but the last may end in
@@ -65,8 +68,9 @@ def source_files(path: str | None) -> list[SourceFile]:
                 f"data.path: this Python keeps no source of its standard library at {root}; "
                 "set data.path to a text file, a folder or a .jsonl file"
             )
-        files = _files_below(root, STDLIB_WITHOUT)
-        return [SourceFile(file, True) for file in files if file.suffix == ".py"]
+        return _python_files(root)
+    if path.startswith(PACKAGE):
+        return _python_files(_package(path.removeprefix(PACKAGE)))
     place = Path(os.path.expanduser(path))
     # os.path answers where Path would raise: no permission, a name that is too long.
     if os.path.isfile(place):
@@ -79,6 +83,20 @@ def source_files(path: str | None) -> list[SourceFile]:
         f"data.path: {place} {what}; set data.path to a text file, a folder or a .jsonl file "
         "(null reads the Python standard library)"
     )
+
+
+def _python_files(root: Path) -> list[SourceFile]:
+    files = _files_below(root, STDLIB_WITHOUT)
+    return [SourceFile(file, True) for file in files if file.suffix == ".py"]
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    places = found.submodule_search_locations if found is not None else None
+    if not places:
+        raise DataError(f"data.path: {PACKAGE}{name}: no package of this name is installed here")
+    return Path(next(iter(places)))
 
 
 def file_documents(file: SourceFile, text_field: str, bad: Bad) -> Iterator[Document]:

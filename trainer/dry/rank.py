@@ -20,7 +20,7 @@ from trainer.dry.record import Record, Where
 from trainer.dry.routing import BalancedRouting
 from trainer.dry.world import fake_world
 from trainer.model.stage import MicroBatch
-from trainer.objective.pretraining import TOKENS
+from trainer.objective.pretraining import DOCUMENTS, TOKENS
 from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
 
@@ -108,7 +108,7 @@ def _categorise(observer: Observer, layout: Layout) -> None:
 def _micro_batch(config: Config, layout: Layout) -> Callable[[int], MicroBatch]:
     length = config.data.sequence_length + 1 + config.model.mtp.depth
     tokens = torch.zeros((layout.sequences, length), dtype=torch.int64)
-    return lambda number: {TOKENS: tokens}
+    return lambda number: {TOKENS: tokens, DOCUMENTS: tokens}
 
 
 @contextmanager

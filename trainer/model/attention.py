@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from parallel.ops.ops import AttentionOutput, Linear, Operand
 from parallel.tape.tape import Tape
+from trainer.model.documents import Documents
 from trainer.model.norm import RMSNorm
 from trainer.model.options import LayerOptions
 from trainer.model.rope import rotations, softmax_scale
@@ -45,9 +46,12 @@ class MLA(nn.Module):
         self.register_buffer("cos_SR", ops.accurate(cos), persistent=False)
         self.register_buffer("sin_SR", ops.accurate(sin), persistent=False)
 
-    def forward(self, tape: Tape, x_TD: Tensor) -> Tensor:
-        """Normalised x [T, D] -> attention's output [T, D]; sequences are S tokens each."""
-        recompute = self.recompute
+    def forward(self, tape: Tape, x_TD: Tensor, documents: Documents | None) -> Tensor:
+        """Normalised x [T, D] -> attention's output [T, D]; sequences are S tokens each. documents:
+        that keep to themselves, with positions of their own."""
+        recompute, cos, sin = self.recompute, self.cos_SR, self.sin_SR
+        if documents is not None:
+            cos, sin = cos[documents.position_T], sin[documents.position_T]
         x = self.ops.operand(tape, x_TD, recompute=recompute.norm)
         query_latent, latent_TC, key_TR = self.down(x)
         if self.config.q_lora_rank is not None:
@@ -56,9 +60,9 @@ class MLA(nn.Module):
             )
         latent_TC = tape.compute(self.kv_a_layernorm.forward, latent_TC, recompute=recompute.norm)
         query, key, value = tape.compute(
-            self.up, query_latent, latent_TC, key_TR, recompute=recompute.mla_up
+            self.up, query_latent, latent_TC, key_TR, cos, sin, recompute=recompute.mla_up
         )
-        return self.attend(query, key, value)
+        return self.attend(query, key, value, documents)
 
     def down(self, x: Operand) -> tuple[Tensor, Tensor, Tensor]:
         """The query latent [T, Q] (all queries, flat, where there is none), the key-value latent
@@ -71,24 +75,28 @@ class MLA(nn.Module):
         return query, latent_TC.contiguous(), key_TR.contiguous()
 
     def up(
-        self, query_latent: Tensor, latent_TC: Tensor, key_TR: Tensor
+        self, query_latent: Tensor, latent_TC: Tensor, key_TR: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [T, H, N + R] and values [T, H, V] from normalised latents."""
+        """Queries and keys [T, H, N + R] and values [T, H, V] from normalised latents. cos, sin: of
+        the positions of a sequence, or of all tokens."""
         c, rotary = self.config, self.ops.kernels.rotary
         if c.q_lora_rank is not None:
             query_latent = self.q_b_proj(query_latent)
         query_THW = query_latent.unflatten(-1, (c.heads, -1))
         key_value = self.kv_b_proj(latent_TC).unflatten(-1, (c.heads, -1))
         key_THN, value_THV = key_value.split([c.nope_head_dim, c.v_head_dim], -1)
-        key_THW = rotary.keys(key_THN, key_TR, self.cos_SR, self.sin_SR)
-        return rotary.queries(query_THW, self.cos_SR, self.sin_SR), key_THW, value_THV
+        key_THW = rotary.keys(key_THN, key_TR, cos, sin)
+        return rotary.queries(query_THW, cos, sin), key_THW, value_THV
 
-    def attend(self, *heads: Tensor) -> Tensor:
-        """Causal attention over each sequence and the projection of its output, [T, D]. heads:
-        queries, keys and values as `up` gives them."""
+    def attend(
+        self, query_THW: Tensor, key_THW: Tensor, value_THV: Tensor, documents: Documents | None
+    ) -> Tensor:
+        """Causal attention over each sequence and the projection of its output, [T, D]."""
         query, key, value = (
-            each.unflatten(0, (-1, self.sequence_length)).transpose(1, 2) for each in heads
+            each.unflatten(0, (-1, self.sequence_length)).transpose(1, 2)
+            for each in (query_THW, key_THW, value_THV)
         )
-        out_BHSV = self.ops.attention(query, key, value, self.scale)
+        number_BS = None if documents is None else documents.number_BS
+        out_BHSV = self.ops.attention(query, key, value, self.scale, number_BS)
         out_TO = out_BHSV.transpose(1, 2).reshape(-1, self.config.heads * self.config.v_head_dim)
         return self.o_proj(out_TO)

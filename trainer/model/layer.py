@@ -9,6 +9,7 @@ from parallel.ops.ops import Embedding, Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from trainer.model.attention import MLA
+from trainer.model.documents import Documents
 from trainer.model.mlp import MLP
 from trainer.model.moe import MoE
 from trainer.model.norm import RMSNorm
@@ -27,16 +28,21 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(ops, model.dim, model.norm_eps)
         self.mlp = mlp
 
-    def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
-        x_TD, n_TD = tape.compute(self.attend, tape, x_TD, recompute=self.recompute.layer)
+    def forward(self, tape: Tape, x_TD: Tensor, documents: Documents | None = None) -> Pass[Tensor]:
+        """[T, D] -> [T, D]. documents: that keep to themselves."""
+        x_TD, n_TD = tape.compute(
+            self.attend, tape, x_TD, documents, recompute=self.recompute.layer
+        )
         x_TD = yield from self.mlp(tape, x_TD, n_TD)
         return tape.release(x_TD)
 
-    def attend(self, tape: Tape, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, tape: Tape, x_TD: Tensor, documents: Documents | None
+    ) -> tuple[Tensor, Tensor]:
         """x after attention, and that normalised for the MLP, [T, D] each."""
         norm = self.recompute.norm
         n_TD = tape.compute(self.input_layernorm.forward, x_TD, recompute=norm)
-        x_TD = x_TD + self.self_attn(tape, n_TD)
+        x_TD = x_TD + self.self_attn(tape, n_TD, documents)
         return x_TD, tape.compute(self.post_attention_layernorm.forward, x_TD, recompute=norm)
 
 
@@ -65,7 +71,12 @@ class MTPModule(Layer):
         self.shared_head = SharedHead(options)
 
     def predict(
-        self, tape: Tape, hidden_TD: Tensor, tokens_T: Tensor, embed: Embedding
+        self,
+        tape: Tape,
+        hidden_TD: Tensor,
+        tokens_T: Tensor,
+        embed: Embedding,
+        documents: Documents | None,
     ) -> Pass[Tensor]:
         """The hidden state [T, D] of this depth, before its head's norm.
 
@@ -76,7 +87,7 @@ class MTPModule(Layer):
         joined_T2D = tape.compute(
             self.join, hidden_TD, tokens_T, embed, recompute=self.recompute.norm
         )
-        return (yield from self(tape, self.eh_proj(joined_T2D)))
+        return (yield from self(tape, self.eh_proj(joined_T2D), documents))
 
     def join(self, hidden_TD: Tensor, tokens_T: Tensor, embed: Embedding) -> Tensor:
         return torch.cat([self.enorm(embed(tokens_T)), self.hnorm(hidden_TD)], dim=-1)

@@ -59,7 +59,7 @@ class WholeModel:
         """
         tape = Tape(training=False)
         module = self.part.mtp_modules()[depth - 1]
-        x_TD = run(module.predict(tape, hidden_TD, tokens_T, self.part.embed_tokens))
+        x_TD = run(module.predict(tape, hidden_TD, tokens_T, self.part.embed_tokens, None))
         return module.shared_head.norm(x_TD)
 
     def logits(self, normed_TD: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class NextToken:
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return micro_batch[TOKENS].flatten()
 
+    def documents(self, micro_batch: MicroBatch) -> None:
+        return None
+
     def compute(
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
     ) -> Pass[None]:

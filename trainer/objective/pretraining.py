@@ -15,12 +15,15 @@ from parallel.ops.cross_entropy import IGNORED
 from parallel.ops.ops import Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
+from trainer.model.documents import Documents
 from trainer.model.part import ModelPart
 from trainer.model.stage import MicroBatch
 from trainer.recipe.recipe import StepRecipe
 
 TOKENS = "tokens"
-"""The only field: windows [B, S + 1 + MTP depth] of tokens."""
+"""A field: windows [B, S + 1 + MTP depth] of tokens."""
+DOCUMENTS = "documents"
+"""A field beside it where documents are kept apart: the number of each token's document."""
 PADDING = IGNORED
 """Stands in for a token that is not a target."""
 LOSS = "loss"
@@ -28,10 +31,12 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """sequence_length: S, targets of each sequence. mtp_depth: number of MTP modules."""
+    """sequence_length: S, targets of each sequence. mtp_depth: number of MTP modules. apart: no
+    document sees another, nor is a token a target from within another."""
 
     sequence_length: int
     mtp_depth: int
+    apart: bool = False
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -39,19 +44,38 @@ class Pretraining:
 
     @property
     def padding(self) -> Mapping[str, int]:
-        return {TOKENS: PADDING}
+        return {TOKENS: PADDING, DOCUMENTS: 0}
 
-    def means(self, sums: Mapping[str, float], sequences: int) -> dict[str, float]:
+    @property
+    def varies(self) -> bool:
+        return self.apart
+
+    def targets(self, sequences: int) -> dict[str, int]:
+        return dict.fromkeys(self.losses, sequences * self.sequence_length)
+
+    def count(self, micro_batch: MicroBatch) -> dict[str, int]:
+        return {
+            name: int((self._target(micro_batch, depth) != PADDING).sum())
+            for depth, name in enumerate(self.losses)
+        }
+
+    def means(self, sums: Mapping[str, float], targets: Mapping[str, int]) -> dict[str, float]:
         """In nats per target token."""
-        return {name: sums[name] / (sequences * self.sequence_length) for name in self.losses}
+        return {name: sums[name] / max(1, targets[name]) for name in self.losses}
 
-    def weights(self, step: StepRecipe) -> dict[str, float]:
-        per_token = 1.0 / (step.sequences * self.sequence_length)
-        mtp = per_token * step.mtp_weight / max(1, self.mtp_depth)
-        return {name: per_token if name == LOSS else mtp for name in self.losses}
+    def weights(self, step: StepRecipe, targets: Mapping[str, int]) -> dict[str, float]:
+        mtp = step.mtp_weight / max(1, self.mtp_depth)
+        return {
+            name: (1.0 if name == LOSS else mtp) / max(1, targets[name]) for name in self.losses
+        }
 
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return self._shifted(micro_batch, 0).clamp(min=0)
+
+    def documents(self, micro_batch: MicroBatch) -> Documents | None:
+        if not self.apart:
+            return None
+        return Documents.of(micro_batch[DOCUMENTS][:, : self.sequence_length])
 
     def compute(
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
@@ -60,19 +84,27 @@ class Pretraining:
         recompute = part.options.recompute.norm
         tape.layer = "head"
         hidden_TD = tape.compute(part.norm.forward, x_TD, recompute=recompute)
-        target_T = self._shifted(micro_batch, 1)
+        target_T, documents = self._target(micro_batch, 0), self.documents(micro_batch)
         tape.add_loss(LOSS, cross_entropy(hidden_TD, target_T, part.lm_head))
         for depth, module in enumerate(part.mtp_modules(), start=1):
             tape.layer = f"MTP {depth}"
             known_T = self._shifted(micro_batch, depth).clamp(min=0)
-            x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens)
+            x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens, documents)
             hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)
-            target_T = self._shifted(micro_batch, depth + 1)
+            target_T = self._target(micro_batch, depth)
             tape.add_loss(_mtp_loss(depth), cross_entropy(hidden_TD, target_T, part.lm_head))
 
-    def _shifted(self, micro_batch: MicroBatch, shift: int) -> Tensor:
-        """The S tokens of each sequence from position `shift` on, flat [B x S]."""
-        return micro_batch[TOKENS][:, shift : shift + self.sequence_length].flatten()
+    def _target(self, micro_batch: MicroBatch, depth: int) -> Tensor:
+        """Of the next token, or of MTP module `depth` (from 1), flat [B x S]; PADDING for none."""
+        target_T = self._shifted(micro_batch, depth + 1)
+        if not self.apart:
+            return target_T
+        here_T, there_T = (self._shifted(micro_batch, k, DOCUMENTS) for k in (0, depth + 1))
+        return target_T.masked_fill(here_T != there_T, PADDING)
+
+    def _shifted(self, micro_batch: MicroBatch, shift: int, field: str = TOKENS) -> Tensor:
+        """The S values of each sequence from position `shift` on, flat [B x S]."""
+        return micro_batch[field][:, shift : shift + self.sequence_length].flatten()
 
 
 def cross_entropy(normed_TD: Tensor, target_T: Tensor, head: Linear) -> Tensor:

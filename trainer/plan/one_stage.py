@@ -26,7 +26,7 @@ from trainer.config.schema import Config
 from trainer.model.moe import BALANCE, ExpertsHere
 from trainer.model.partition import Partition, moe_layers, partition_layers
 from trainer.model.stage import MicroBatch, ModelStage
-from trainer.objective.pretraining import TOKENS, Pretraining
+from trainer.objective.pretraining import DOCUMENTS, TOKENS, Pretraining
 from trainer.plan.observed import device_of
 from trainer.plan.traffic import tokens_of_micro_batch
 
@@ -94,7 +94,7 @@ def _stage(config: Config, kind: StageKind) -> tuple[ModelStage, Pretraining]:
     gradients = make_gradients(parameters, dict.fromkeys(parameters, (0,)), {}, 0, device=device)
     for share in gradients.shares:
         put_parameters(part, dict(zip(share.bucket.names, share.bucket.parameters)))
-    objective = Pretraining(config.data.sequence_length, mtp.depth)
+    objective = Pretraining(config.data.sequence_length, mtp.depth, config.data.mask_documents)
     return ModelStage(index, part, partition, objective), objective
 
 
@@ -114,7 +114,8 @@ def _micro_batch(config: Config) -> MicroBatch:
     length = config.data.sequence_length
     sequences = tokens_of_micro_batch(config, mesh_of(config)) // length
     shape = sequences, length + 1 + config.model.mtp.depth
-    return {TOKENS: torch.zeros(shape, dtype=torch.int64).to(device_of(config))}
+    zeros = torch.zeros(shape, dtype=torch.int64).to(device_of(config))
+    return {TOKENS: zeros, DOCUMENTS: zeros}
 
 
 @dataclass(frozen=True)

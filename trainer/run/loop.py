@@ -19,7 +19,6 @@ from trainer.checkpoint.hf.companions import Companions
 from trainer.data.sequences import micro_batch
 from trainer.errors import NonFiniteError, Stopped, TandemError, UnhealthyError
 from trainer.model.stage import MicroBatch
-from trainer.objective.pretraining import TOKENS
 from trainer.recipe.progress import Progress
 from trainer.report.console import RunConsole
 from trainer.report.metrics import Metrics
@@ -160,7 +159,8 @@ class Loop:
         layout, first = self.trainer.layout, self.progress.position
         count = self.trainer.recipe.at(self.progress).micro_batches
         sequences, rank = layout.sequences, layout.data_rank
-        return {TOKENS: micro_batch(self.text.sequences, first, sequences, rank, m, count)}
+        text = self.text
+        return text.fields(micro_batch(text.sequences, first, sequences, rank, m, count))
 
     def _evaluate(self, step: int, saved: str | None) -> float | None:
         """Record the validation loss; None if asked to stop before it is there. saved: where the
@@ -183,7 +183,7 @@ class Loop:
         """By source, nats per token; None if asked to stop before they are there."""
         losses = {}
         for source in self.text.sources:
-            held_out = {TOKENS: source.held_out}
+            held_out = self.text.fields(source.held_out)
             means = self.trainer.evaluate(held_out, lambda: self.stop.asked)
             if means is None:
                 return None

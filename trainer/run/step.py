@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from trainer.optim.average import update_weights
 from trainer.recipe.progress import Progress
 from trainer.recipe.recipe import Recipe, StepRecipe
 from trainer.run.micro_batch import LazyMicroBatch
-from trainer.run.totals import BatchTotals, sum_over_world
+from trainer.run.totals import BatchTotals, sum_of_targets, sum_over_world
 
 GetMicroBatch = Callable[[int], MicroBatch]
 _EVALUATED_AT_ONCE = 64  # micro-batches of each data rank between two looks at the stop flag
@@ -107,8 +107,8 @@ class Trainer:
         layout, recipe = self.layout, self.recipe.at(progress)
         batch = self.accumulate(progress, micro_batch, stop)
         sequences, layers = recipe.sequences, moe_layers(layout.config.model)
-        weights = layout.loss_weights(recipe)
-        losses = layout.objective.means(batch.losses, sequences)
+        weights = layout.loss_weights(recipe, batch.targets)
+        losses = layout.objective.means(batch.losses, batch.targets)
         not_finite = self._not_finite(batch)
         updated = not not_finite and accepts(losses["loss"])
         if updated:
@@ -133,12 +133,25 @@ class Trainer:
         """Gradients of the global batch after `progress`, summed over their copies."""
         optimizer, recipe = self.layout.optimizer, self.recipe.at(progress)
         optimizer.zero()
-        weights = self.layout.loss_weights(recipe)
+        micro_batch, targets = self._targets(recipe, micro_batch)
+        weights = self.layout.loss_weights(recipe, targets)
         result = self._run(self.executors[recipe.micro_batches], micro_batch, weights)
         self.recorder.note("sum of the gradients over their copies")
         square = optimizer.reduce()
         self.recorder.note("sum of the losses, and of the norm, over the world")
-        return sum_over_world(self.layout, result, stop, square)
+        return replace(sum_over_world(self.layout, result, stop, square), targets=targets)
+
+    def _targets(
+        self, recipe: StepRecipe, micro_batch: GetMicroBatch
+    ) -> tuple[GetMicroBatch, Mapping[str, int]]:
+        """Of each loss in the global batch; where sequences vary, the micro-batches are read for
+        it, once. Collective then."""
+        objective = self.layout.objective
+        if not objective.varies:
+            return micro_batch, objective.targets(recipe.sequences)
+        self.recorder.note("sum of the targets over the world")
+        read = [micro_batch(number) for number in range(recipe.micro_batches)]
+        return read.__getitem__, sum_of_targets(self.layout, [objective.count(m) for m in read])
 
     def evaluate(
         self, held_out: MicroBatch, asked: Callable[[], bool] = lambda: False
@@ -148,7 +161,8 @@ class Trainer:
         None once asked() has said on any rank that it is to stop: on all ranks, soon after.
         """
         layout = self.layout
-        sequences = len(next(iter(held_out.values())))
+        sequences, objective = len(next(iter(held_out.values()))), layout.objective
+        targets = objective.count(held_out) if objective.varies else objective.targets(sequences)
         row = layout.mesh.data * layout.sequences  # one micro-batch of every data rank
         held_out = _padded(held_out, layout.objective.padding, -sequences % row)
         at_once = _EVALUATED_AT_ONCE * row
@@ -160,7 +174,7 @@ class Trainer:
                 return None
             for name, value in totals.losses.items():
                 sums[name] = sums.get(name, 0.0) + value
-        return layout.objective.means(sums, sequences)
+        return objective.means(sums, targets)
 
     def _evaluate(self, held_out: MicroBatch, stop: bool) -> BatchTotals:
         """Forward passes over sequences that divide into micro-batches of all data ranks."""

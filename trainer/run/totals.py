@@ -4,7 +4,8 @@ the gradients, and whether a rank was asked to stop."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,8 @@ class BatchTotals:
 
     losses: by name. loads_LE: tokens sent to each expert of each MoE layer, float64. norm: the
     2-norm of the gradients, float64; 0 where there are none. stop: whether any rank was asked to
-    stop. not_finite_here: losses that were not finite on this rank.
+    stop. not_finite_here: losses that were not finite on this rank. targets: of each loss, in a
+    training step.
     """
 
     losses: dict[str, float]
@@ -30,6 +32,7 @@ class BatchTotals:
     norm: Tensor
     stop: bool
     not_finite_here: list[str]
+    targets: Mapping[str, int] = field(default_factory=dict)
 
 
 def sum_over_world(
@@ -58,3 +61,14 @@ def sum_over_world(
         stop=bool(flat[1] > 0),
         not_finite_here=[name for name, value in own if not math.isfinite(value)],
     )
+
+
+def sum_of_targets(layout: Layout, counted: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Over the micro-batches of all data ranks; a pipeline's ranks have the same. Collective."""
+    names = layout.objective.losses
+    sums = [sum(count[name] for count in counted) for name in names]
+    total = torch.tensor(sums, dtype=torch.int64, device=layout.device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        total //= layout.mesh.pipeline
+    return dict(zip(names, total.tolist()))
