@@ -14,7 +14,7 @@ from tests.test_equivalence import Case, run_case, run_cases
 from tests.test_equivalence import _compare as compare
 from trainer.build.layout import build
 from trainer.data.document_numbers import document_numbers
-from trainer.model.documents import Documents
+from trainer.model.places import Places
 from trainer.objective.pretraining import DOCUMENTS, LOSS, TOKENS
 from trainer.recipe.progress import Progress
 from trainer.run.step import Trainer
@@ -26,7 +26,7 @@ def test_numbers_and_positions_start_anew_after_each_end() -> None:
     tokens = torch.tensor([[5, END, 7, 8, END, END, 9], [1, 2, 3, 4, 5, 6, END]])
     numbers = document_numbers(tokens, END)
     assert numbers.tolist() == [[0, 0, 1, 1, 1, 2, 3], [0] * 7]
-    documents = Documents.of(numbers)
+    documents = Places.of_documents(numbers)
     assert documents.position_T.tolist() == [0, 1, 0, 1, 2, 0, 0, *range(7)]
 
 

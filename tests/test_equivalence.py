@@ -54,7 +54,7 @@ LAYOUTS = [
 class Case:
     """One way to run the same two steps. mesh: (pipeline, expert, expert_data). micro_batches: per
     data rank, two for each pipeline rank where not given. by_node: dispatch over nodes of two.
-    apart: documents."""
+    apart: documents. context: ranks that share sequences, of `length` tokens."""
 
     schedule: str
     mesh: tuple[int, int, int]
@@ -68,6 +68,8 @@ class Case:
     by_node: bool = False
     dispatch_dtype: Literal["same", "fp8"] = "same"
     apart: bool = False
+    context: int = 1
+    length: int = 6
 
     def config(self) -> Config:
         pipeline, expert, expert_data = self.mesh
@@ -76,7 +78,7 @@ class Case:
             precision=PrecisionConfig("float64", self.linear),
             mesh=MeshConfig(
                 pipeline, expert, expert_data,
-                "hierarchical" if self.by_node else "all_to_all", self.dispatch_dtype,
+                self.context, "hierarchical" if self.by_node else "all_to_all", self.dispatch_dtype,
             ),
             cluster=ClusterConfig(gpus_per_node=2),
             pipeline=PipelineConfig(
@@ -100,7 +102,9 @@ class Case:
                 ),
                 mtp=MTPConfig(self.mtp, 0.3),
             ),
-            data=DataConfig(sequence_length=6, global_batch=16, mask_documents=self.apart),
+            data=DataConfig(
+                sequence_length=self.length, global_batch=16, mask_documents=self.apart
+            ),
             optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0, clip=0.5),
         )  # fmt: skip
 
@@ -120,18 +124,22 @@ def run_case(process: Process, case: Case) -> dict[str, Any]:
     validate(config, process.world)
     layout = build(config, process, torch.device("cpu"))
     trainer = Trainer(layout)
-    tokens = torch.randint(0, 257, (STEPS, 16, 8), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(
+        0, 257, (STEPS, 16, case.length + 2), generator=torch.Generator().manual_seed(3)
+    )
     results: dict[str, Any] = {"steps": []}
     for step in range(STEPS):
-        parts = tokens[step, :, : 7 + case.mtp].split(layout.sequences)
-        first = layout.mesh.data_rank(process.rank) * config.pipeline.micro_batches
+        parts = tokens[step, :, : case.length + 1 + case.mtp].split(layout.sequences)
+        first = layout.batch_part * config.pipeline.micro_batches
         metrics = trainer.step(Progress(step), lambda m, p=parts, f=first: _fields(p[f + m]))
         results["steps"].append(metrics)
     part = layout.part
     results["gradients"] = _arrays(named_tensors(part, lambda p: p.grad))
     results["weights"] = _arrays(named_tensors(part))
     results["biases"] = _arrays(named_biases(part))
-    held_out = torch.randint(0, 257, (5, 7 + case.mtp), generator=torch.Generator().manual_seed(4))
+    held_out = torch.randint(
+        0, 257, (5, case.length + 1 + case.mtp), generator=torch.Generator().manual_seed(4)
+    )
     results["evaluation"] = trainer.evaluate(_fields(held_out))["loss"]
     return results
 

@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.expert.router import RouterOptions, choose, move_bias, scores, sequence_balance
+from parallel.expert.router import (
+    RouterOptions,
+    choose,
+    move_bias,
+    scores,
+    sequence_balance,
+    sequence_hits,
+)
 from parallel.ranks.process import Process
 from trainer.build.layout import Layout, build
 from trainer.config.schema import (
@@ -301,7 +308,9 @@ def test_sequence_balance_is_one_at_best_and_grows_with_imbalance() -> None:
     """f_i P_i of two sequences of two tokens over two experts, top 1, by hand."""
     balanced = _rows([0.75, 0.25], [0.25, 0.75])  # f = 1, 1; P = 1/2, 1/2
     skewed = _rows([0.75, 0.25], [0.3, 0.1])  # f = 2, 0; P = 3/4, 1/4
-    assert sequence_balance(torch.stack([balanced, skewed]), 1).tolist() == pytest.approx([1, 1.5])
+    both = torch.stack([balanced, skewed])
+    found = sequence_balance(both, sequence_hits(both, 1), 1, both.shape[1])
+    assert found.tolist() == pytest.approx([1, 1.5])
 
 
 def test_bias_moves_by_gamma_against_the_load() -> None:

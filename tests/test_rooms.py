@@ -20,6 +20,7 @@ PARALLEL = {
     "tape": (),
     "ops": ("tape",),
     "expert": ("tape", "ops", "ranks"),
+    "context": ("tape", "ops", "ranks", "expert"),
     "reduce": ("ranks", "schedule", "ops"),
     "pipeline": ("schedule", "study", "tape", "ranks", "files"),
 }

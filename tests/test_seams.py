@@ -216,7 +216,7 @@ class AnswersOnly:
     def weights(self, step: StepRecipe, targets: Mapping[str, int]) -> dict[str, float]:
         return {LOSS: 1.0 / targets[LOSS]}
 
-    def documents(self, micro_batch: MicroBatch) -> None:
+    def places(self, micro_batch: MicroBatch) -> None:
         return None
 
     def tokens(self, micro_batch: MicroBatch) -> Tensor:

@@ -72,18 +72,23 @@ def _keep_best_groups(biased_TE: Tensor, options: RouterOptions) -> Tensor:
     return grouped_TGM.masked_fill(dropped_TG.unsqueeze(-1), float("-inf")).flatten(-2)
 
 
-def sequence_balance(scores_BSE: Tensor, top_k: int) -> Tensor:
+def sequence_hits(scores_BTE: Tensor, top_k: int) -> Tensor:
+    """How many of the T tokens of each sequence have each expert among their top K, [B, E]. By
+    unbiased scores, as the paper writes it."""
+    chosen_BTK = scores_BTE.detach().topk(top_k, dim=-1, sorted=False).indices
+    ones = torch.ones_like(chosen_BTK, dtype=scores_BTE.dtype)
+    hits_BE = scores_BTE.new_zeros(scores_BTE.shape[0], scores_BTE.shape[-1])
+    return hits_BE.scatter_add_(-1, chosen_BTK.flatten(-2), ones.flatten(-2))
+
+
+def sequence_balance(scores_BTE: Tensor, hits_BE: Tensor, top_k: int, sequence: int) -> Tensor:
     """Sequence-wise balance of each sequence, [B]: sum over experts of f_i P_i (V3 eq. 17 to 20).
 
-    1.0 is perfect balance. f counts the top-K of unbiased scores, as the paper writes it.
+    1.0 is perfect balance. scores: of all tokens of each sequence, or of some: then the balances
+    of all parts add up. hits: of all. sequence: tokens of one.
     """
-    sequence, experts = scores_BSE.shape[-2:]
-    chosen_BSK = scores_BSE.detach().topk(top_k, dim=-1, sorted=False).indices
-    ones = torch.ones_like(chosen_BSK, dtype=scores_BSE.dtype)
-    hits_BE = scores_BSE.new_zeros(scores_BSE.shape[0], experts)
-    hits_BE.scatter_add_(-1, chosen_BSK.flatten(-2), ones.flatten(-2))
-    f_BE = hits_BE * experts / (top_k * sequence)
-    P_BE = (scores_BSE / scores_BSE.sum(-1, keepdim=True)).mean(-2)
+    f_BE = hits_BE * scores_BTE.shape[-1] / (top_k * sequence)
+    P_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).sum(-2) / sequence
     return (f_BE * P_BE).sum(-1)
 
 

@@ -33,7 +33,8 @@ def causal_attention(
     document_BS: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale x query . key) value over positions up to each, [B, H, S, N] -> [B, H, S, V];
-    where document_BS is given, over those with its number.
+    where document_BS is given, over those with its number. Queries may be the last of the keys'
+    positions alone.
 
     The kernel sums and takes its softmax in float32 or wider. kernel: which one, as
     attention_kernel.py chooses it; torch's choice where not given, and with documents, for which
@@ -48,8 +49,8 @@ def causal_attention(
         # On the CPU torch has a fused kernel for values as wide as queries only.
         padded = pad(value, (0, narrower))
         return causal_attention(query, key, padded, scale, kernel, document_BS)[..., :-narrower]
-    if document_BS is not None:
-        mask = _within_documents(document_BS)
+    if document_BS is not None or query.shape[-2] < key.shape[-2]:
+        mask = _up_to_each(query, key) if document_BS is None else _within_documents(document_BS)
         return scaled_dot_product_attention(query, key, value, mask, scale=scale)
     if kernel == "flash3":
         return _flash3(query, key, value, scale)
@@ -57,6 +58,13 @@ def causal_attention(
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     with sdpa_kernel(_OF_TORCH[kernel]):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+
+
+def _up_to_each(query: Tensor, key: Tensor) -> Tensor:
+    """[queries, keys]: whether a query, the last of them at the last key, sees a key."""
+    queries, keys = query.shape[-2], key.shape[-2]
+    every = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+    return every.tril_(keys - queries)
 
 
 def _within_documents(document_BS: Tensor) -> Tensor:

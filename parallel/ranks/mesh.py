@@ -32,11 +32,12 @@ class Coordinate:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Sizes of the three dimensions."""
+    """Sizes of the three dimensions. context: data ranks that share the tokens of a sequence."""
 
     pipeline: int = 1
     expert_data: int = 1
     expert: int = 1
+    context: int = 1
 
     @property
     def world(self) -> int:
@@ -44,8 +45,26 @@ class Mesh:
 
     @property
     def data(self) -> int:
-        """Data-parallel ranks: each trains on its own part of the batch."""
+        """Data-parallel ranks: each trains on its own tokens."""
         return self.expert_data * self.expert
+
+    @property
+    def parts(self) -> int:
+        """Of the sequences of a batch; the ranks of a context group share one."""
+        return self.data // self.context
+
+    def part(self, rank: int) -> int:
+        """Of the batch, whose tokens this rank trains on, or some of them."""
+        return self.data_rank(rank) // self.context
+
+    def context_rank(self, rank: int) -> int:
+        """Its place among those that share its sequences."""
+        return self.data_rank(rank) % self.context
+
+    def context_group(self, rank: int) -> RankSet:
+        """The ranks that share its sequences, in order."""
+        first = rank - self.context_rank(rank)
+        return tuple(range(first, first + self.context))
 
     def coordinate(self, rank: int) -> Coordinate:
         pipeline, data = divmod(rank, self.data)

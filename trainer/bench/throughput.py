@@ -178,7 +178,7 @@ def _device_log(device: torch.device) -> DeviceEventLog | None:
 
 def random_parts(layout: Layout, batch: int) -> list[MicroBatch]:
     """The micro-batches of this data rank, of `random_tokens`."""
-    ours = random_tokens(layout.config, batch).chunk(layout.mesh.data)[layout.data_rank]
+    ours = random_tokens(layout.config, batch).chunk(layout.mesh.parts)[layout.batch_part]
     parts = ours.split(layout.sequences)
     if not layout.config.data.mask_documents:
         return [{TOKENS: part} for part in parts]

@@ -72,7 +72,7 @@ def _largest(config: Config) -> Largest:
     """What a micro-batch sends at most."""
     rows = config.pipeline.micro_batches * mesh_of(config).data
     return Largest(
-        tokens=config.data.global_batch // rows * config.data.sequence_length,
+        tokens=config.data.global_batch * config.data.sequence_length // rows,
         dim=config.model.dim,
         top_k=config.model.moe.top_k,
         fp8=config.mesh.dispatch_dtype == "fp8",

@@ -29,6 +29,8 @@ _ACROSS = "an exchange between experts, across nodes"
 _WITHIN = "an exchange between experts, within a node"
 _COUNTS = "the counts of exchanges between experts"
 _SUMS = "sums of gradients over copies"
+_LATENTS = "latents of attention, between ranks that share sequences"
+_HITS = "counts between ranks that share sequences"
 
 
 GroupsOfExperts: TypeAlias = ExpertGroups | NodeGroups | dist.ProcessGroup | None
@@ -51,10 +53,12 @@ class ExpertExchange:
 
 @dataclass(frozen=True)
 class RunGroups:
-    """Of one rank. experts: None where it has all experts; for DeepEP, one group. copies: by set of
-    ranks that hold the same. channels: by pipeline ranks."""
+    """Of one rank. experts: None where it has all experts; for DeepEP, one group. context: of rows
+    and of counts, None where no sequence is shared. copies: by set of ranks that hold the same.
+    channels: by pipeline ranks."""
 
     experts: GroupsOfExperts
+    context: tuple[dist.ProcessGroup, dist.ProcessGroup] | None
     copies: Mapping[RankSet, dist.ProcessGroup]
     channels: Mapping[Channel, dist.ProcessGroup]
 
@@ -68,6 +72,12 @@ def group_specs(
     experts = sorted({mesh.expert_group(rank) for rank in range(mesh.world)})
     specs = [spec for one in experts for spec in expert_specs(one, exchange)]
     specs += [GroupSpec(one, _SUMS, "all-reduce") for one in copies]
+    if mesh.context > 1:
+        for one in sorted({mesh.context_group(rank) for rank in range(mesh.world)}):
+            specs += [
+                GroupSpec(one, _LATENTS, "all-to-all", exchange.sms),
+                GroupSpec(one, _HITS, "all-reduce"),
+            ]
     pipelines = [mesh.pipeline_group(rank) for rank in range(mesh.data)]
     return specs, channel_specs(pipelines, channels(lower(schedule)))
 
@@ -100,8 +110,11 @@ def open_run_groups(
     world. Raises OpeningError."""
     specs, channel_of = group_specs(mesh, schedule, homes, exchange)
     opened = open_groups([*specs, *channel_of], rank, timeout, device)
+    by_purpose = {spec.purpose: group for spec, group in opened.items()}
+    shared = mesh.context > 1
     return RunGroups(
         experts=groups_of_experts(exchange, opened),
+        context=(by_purpose[_LATENTS], by_purpose[_HITS]) if shared else None,
         copies={spec.ranks: group for spec, group in opened.items() if spec.purpose == _SUMS},
         channels={channel_of[spec]: opened[spec] for spec in channel_of if spec in opened},
     )

@@ -24,6 +24,7 @@ from parallel.schedule.generators import forward_only
 from parallel.schedule.lower import Channel, lower
 from parallel.schedule.table import Schedule
 from parallel.tape.recorder import Recorder, Silence
+from trainer.build.context import context_here
 from trainer.build.experts import Placements, experts_here, trainable
 from trainer.build.groups import ExpertExchange, open_run_groups
 from trainer.build.optimizer import make_optimizer
@@ -34,7 +35,7 @@ from trainer.config.schema import Config
 from trainer.model.moe import BALANCE
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition
-from trainer.model.stage import ModelStage, Objective
+from trainer.model.stage import MicroBatch, ModelStage, Objective
 from trainer.objective.objective import TrainingObjective
 from trainer.objective.pretraining import Pretraining
 from trainer.optim.average import WeightAverage
@@ -77,6 +78,18 @@ class Layout:
     @property
     def data_rank(self) -> int:
         return self.mesh.data_rank(self.process.rank)
+
+    @property
+    def batch_part(self) -> int:
+        """Which part of a batch this rank has, of `mesh.parts`."""
+        return self.mesh.part(self.process.rank)
+
+    def local(self, micro_batch: MicroBatch) -> MicroBatch:
+        """Of the windows of a micro-batch what this rank computes with."""
+        context = self.part.options.context
+        if context is None:
+            return micro_batch
+        return {name: context.chunks.rows(value) for name, value in micro_batch.items()}
 
     @property
     def patience(self) -> timedelta:
@@ -157,7 +170,8 @@ def build(
     )  # fmt: skip
     stages = {stage for _, stage in schedule.stages_of(place.pipeline)}
     experts = experts_here(placements, place.expert, groups.experts, device, config)
-    part = make_part(config, partition, stages, experts, device, choose)
+    context = context_here(config, mesh, process.rank, groups.context, device)
+    part = make_part(config, partition, stages, experts, device, choose, context)
     copies_of = {
         name: copies(partition.home(name), mesh, schedule.placement, place.expert)
         for name, _ in part.named_parameters()
@@ -182,7 +196,10 @@ def build(
         partition=partition,
         part=part,
         objective=Pretraining(
-            config.data.sequence_length, config.model.mtp.depth, config.data.mask_documents
+            config.data.sequence_length,
+            config.model.mtp.depth,
+            config.data.mask_documents,
+            None if context is None else context.chunks,
         ),
         gradients=gradients,
         optimizer=optimizer,
@@ -198,7 +215,12 @@ def _patience(config: Config) -> timedelta:
 
 
 def _sequences(config: Config, mesh: Mesh) -> int:
-    return config.data.global_batch // (mesh.data * config.pipeline.micro_batches)
+    return config.data.global_batch // (mesh.parts * config.pipeline.micro_batches)
+
+
+def _tokens(config: Config, mesh: Mesh) -> int:
+    """Of a micro-batch, on one rank."""
+    return _sequences(config, mesh) * config.data.sequence_length // mesh.context
 
 
 def _transport(
@@ -215,7 +237,7 @@ def _transport(
         rank=mesh.coordinate(rank).pipeline,
         ranks=mesh.pipeline_group(rank),
         groups=groups,
-        shape=(_sequences(config, mesh) * config.data.sequence_length, config.model.dim),
+        shape=(_tokens(config, mesh), config.model.dim),
         dtype=PRECISIONS[config.precision.parameters].parameters,
         device=device,
     )

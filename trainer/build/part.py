@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from parallel.context.exchange import ContextGroup
 from parallel.expert.router import Choose, choose
 from parallel.schedule.table import Schedule
 from trainer.build.ops import make_ops
@@ -33,11 +34,13 @@ def make_part(
     experts: Mapping[int, ExpertsHere],
     device: torch.device,
     choose: Choose = choose,
+    context: ContextGroup | None = None,
 ) -> ModelPart:
-    """The modules of these stages: weights on meta, without memory, buffers on `device`. Raises
-    AttentionError or ConfigError where that cannot run what run.attention or run.kernels asks."""
-    ops = make_ops(config, device)
-    options = LayerOptions(config.model, config.recompute, ops, config.data.sequence_length, choose)
+    """The modules of these stages: weights on meta, without memory, buffers on `device`. context:
+    the ranks that share sequences. Raises AttentionError or ConfigError where the device cannot run
+    what run.attention or run.kernels asks."""
+    ops, length = make_ops(config, device), config.data.sequence_length
+    options = LayerOptions(config.model, config.recompute, ops, length, choose, context)
     part = ModelPart(options, partition, stages, experts)
     for module in part.modules():
         for name, buffer in module.named_buffers(recurse=False):

@@ -19,7 +19,8 @@ KEYS = {
 
 def mesh_of(config: Config) -> Mesh:
     """The layout of the ranks that `config` asks for."""
-    return Mesh(config.mesh.pipeline, config.mesh.expert_data, config.mesh.expert)
+    mesh = config.mesh
+    return Mesh(mesh.pipeline, mesh.expert_data, mesh.expert, mesh.context)
 
 
 def schedule_of(config: Config, micro_batches: int | None = None) -> Schedule:

@@ -75,6 +75,9 @@ class MeshConfig:
     """Ranks that the experts of a layer are spread over; must divide model.moe.experts."""
     expert_data: Annotated[int, Range(1, 65536)] = 1
     """Copies of each expert; data-parallel ranks = expert_data x expert."""
+    context: Annotated[int, Range(1, 1024)] = 1
+    """Data-parallel ranks, next to each other, that share the tokens of each sequence, which may
+    then be too long for one; must divide expert_data x expert."""
     dispatch: Literal["all_to_all", "hierarchical", "deepep"] = "all_to_all"
     """Way of tokens to their experts: all_to_all sends one copy to each rank; hierarchical one to
     each node (of cluster.gpus_per_node ranks), and from there on to its ranks; deepep the same by

@@ -23,6 +23,7 @@ from trainer.config.derived import mesh_of, schedule_of
 from trainer.config.keys import did_you_mean, keys, values
 from trainer.config.schema import Config, ModelConfig, RecomputeConfig, RunConfig
 from trainer.config.sources import named_sources
+from trainer.config.validate_context import context_problems
 from trainer.config.validate_dispatch import dispatch_problems
 from trainer.config.validate_recipe import recipe_problems
 from trainer.config.values import shown
@@ -46,6 +47,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     yield from _optimizer_problems(config)
     yield from _compiler_problems(config.run)
     yield from _checkpoint_problems(config)
+    yield from context_problems(config)
     yield from _batch_problems(config)  # before the schedule, whose table may be vast
     yield from _recompute_problems(config.recompute)
     yield from _pipeline_problems(config)
@@ -236,11 +238,12 @@ def _pipeline_problems(config: Config) -> Iterator[str]:
 
 
 def _batch_problems(config: Config) -> Iterator[str]:
-    data_ranks, micro_batches = mesh_of(config).data, config.pipeline.micro_batches
-    if config.data.global_batch % (data_ranks * micro_batches):
-        multiple = data_ranks * micro_batches
+    mesh, micro_batches = mesh_of(config), config.pipeline.micro_batches
+    if config.data.global_batch % (mesh.parts * micro_batches):
+        multiple = mesh.parts * micro_batches
+        shared = "" if mesh.context == 1 else f", of mesh.context = {mesh.context} each,"
         yield (
             f"data.global_batch = {config.data.global_batch} cannot be divided into "
-            f"{data_ranks} data ranks x pipeline.micro_batches = {micro_batches}: set "
+            f"{mesh.data} data ranks{shared} x pipeline.micro_batches = {micro_batches}: set "
             f"data.global_batch to a multiple of {multiple}"
         )

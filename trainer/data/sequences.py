@@ -33,14 +33,13 @@ def windows(sequences: Sequences, first: int, count: int) -> Tokens:
 
 
 def micro_batch(
-    sequences: Sequences, first: int, count: int, data_rank: int, number: int, micro_batches: int
+    sequences: Sequences, first: int, count: int, part: int, number: int, micro_batches: int
 ) -> torch.Tensor:
-    """Tokens [count, S + 1 + lookahead] int64 of one micro-batch of one data rank.
+    """Tokens [count, S + 1 + lookahead] int64 of one micro-batch of one part of a batch.
 
     `first`: the running sequence that the step starts with, over all ranks. `count`: sequences of a
-    micro-batch. The global batch of a step is the same under any layout: data rank d has its d-th
-    contiguous part, micro-batch m the m-th contiguous part of that.
+    micro-batch. The global batch of a step is the same under any layout: part p has its p-th
+    contiguous piece, micro-batch m the m-th contiguous piece of that.
     """
-    part = data_rank * micro_batches + number
-    tokens = windows(sequences, first + part * count, count)
+    tokens = windows(sequences, first + (part * micro_batches + number) * count, count)
     return torch.from_numpy(tokens.astype(np.int64))

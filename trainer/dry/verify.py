@@ -81,8 +81,8 @@ def representatives(
 
 def _tokens(config: Config, mesh: Mesh) -> int:
     """Of a micro-batch."""
-    micro_batches = mesh.data * config.pipeline.micro_batches
-    return config.data.global_batch // micro_batches * config.data.sequence_length
+    rows = mesh.data * config.pipeline.micro_batches
+    return config.data.global_batch * config.data.sequence_length // rows
 
 
 def check(mesh: Mesh, sequences: Mapping[int, Sequence]) -> Verified:

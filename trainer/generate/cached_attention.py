@@ -18,8 +18,8 @@ from parallel.tape.tape import Tape
 from trainer.generate.inference_ops import InferenceOps
 from trainer.generate.latent_cache import Block, LayerCache
 from trainer.model.attention import MLA
-from trainer.model.documents import Documents
 from trainer.model.options import LayerOptions
+from trainer.model.places import Places
 
 
 class CachedMLA(MLA):
@@ -50,7 +50,7 @@ class CachedMLA(MLA):
         self._out = self.o_proj.weight.data
         self._query_up = None if c.q_lora_rank is None else self.q_b_proj.weight.data
 
-    def forward(self, tape: Tape, x_TD: Tensor, documents: Documents | None) -> Tensor:
+    def forward(self, tape: Tape, x_TD: Tensor, places: Places | None) -> Tensor:
         """Normalised x of the pass's new tokens [T, D] -> attention's output [T, D]. Each text is a
         document."""
         return self._ops.linear(self._look_up(x_TD), self._out)

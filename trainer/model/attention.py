@@ -6,13 +6,14 @@ position, V the value of a head, Q and C the query and the key-value latents.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from parallel.ops.ops import AttentionOutput, Linear, Operand
 from parallel.tape.tape import Tape
-from trainer.model.documents import Documents
 from trainer.model.norm import RMSNorm
 from trainer.model.options import LayerOptions
+from trainer.model.places import Places
 from trainer.model.rope import rotations, softmax_scale
 
 
@@ -46,23 +47,59 @@ class MLA(nn.Module):
         self.register_buffer("cos_SR", ops.accurate(cos), persistent=False)
         self.register_buffer("sin_SR", ops.accurate(sin), persistent=False)
 
-    def forward(self, tape: Tape, x_TD: Tensor, documents: Documents | None) -> Tensor:
-        """Normalised x [T, D] -> attention's output [T, D]; sequences are S tokens each. documents:
-        that keep to themselves, with positions of their own."""
-        recompute, cos, sin = self.recompute, self.cos_SR, self.sin_SR
-        if documents is not None:
-            cos, sin = cos[documents.position_T], sin[documents.position_T]
-        x = self.ops.operand(tape, x_TD, recompute=recompute.norm)
+    def forward(self, tape: Tape, x_TD: Tensor, places: Places | None) -> Tensor:
+        """Normalised x [T, D] -> attention's output [T, D]; sequences are S tokens each. places: of
+        documents that keep to themselves."""
+        query_latent, latent_TC, key_TR = self.latents(tape, x_TD)
+        cos, sin = self.angles(places)
+        query, key, value = tape.compute(
+            self.up, query_latent, latent_TC, key_TR, cos, sin, recompute=self.recompute.mla_up
+        )
+        return self.attend(query, key, value, None if places is None else places.document_BS)
+
+    def latents(self, tape: Tape, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `down` gives, the latents normalised."""
+        recompute = self.recompute.norm
+        x = self.ops.operand(tape, x_TD, recompute=recompute)
         query_latent, latent_TC, key_TR = self.down(x)
         if self.config.q_lora_rank is not None:
             query_latent = tape.compute(
-                self.q_a_layernorm.forward, query_latent, recompute=recompute.norm
+                self.q_a_layernorm.forward, query_latent, recompute=recompute
             )
-        latent_TC = tape.compute(self.kv_a_layernorm.forward, latent_TC, recompute=recompute.norm)
-        query, key, value = tape.compute(
-            self.up, query_latent, latent_TC, key_TR, cos, sin, recompute=recompute.mla_up
+        latent_TC = tape.compute(self.kv_a_layernorm.forward, latent_TC, recompute=recompute)
+        return query_latent, latent_TC, key_TR
+
+    def angles(self, places: Places | None) -> tuple[Tensor, Tensor]:
+        """cos and sin, of the positions of a sequence, or of each token."""
+        if places is None:
+            return self.cos_SR, self.sin_SR
+        return self.cos_SR[places.position_T], self.sin_SR[places.position_T]
+
+    def forward_of_chunks(
+        self, tape: Tape, query_latent: Tensor, all_TE: Tensor, places: Places
+    ) -> Tensor:
+        """Attention of the queries here over whole sequences, [T, D]. all: latents and keys with
+        position of all ranks of the context group, as they have come."""
+        chunks, recompute = places.chunks, self.recompute.mla_up
+        assert chunks is not None
+        widths = [self.config.kv_lora_rank, self.config.rope_head_dim]
+        both = (x.contiguous() for x in chunks.in_order(all_TE).split(widths, -1))
+        key, value = tape.compute(self.keys_up, *both, *self.angles(None), recompute=recompute)
+        query = tape.compute(
+            self.queries_up, query_latent, *self.angles(places), recompute=recompute
         )
-        return self.attend(query, key, value, documents)
+        query_BKHLW = query.view(-1, 2, chunks.chunk, *query.shape[1:]).transpose(2, 3)
+        key, value = (
+            each.unflatten(0, (-1, chunks.length)).transpose(1, 2) for each in (key, value)
+        )
+        out = [
+            self.ops.attention(
+                query_BKHLW[:, place], key[:, :, :end], value[:, :, :end], self.scale
+            )
+            for place, end in enumerate((number + 1) * chunks.chunk for number in chunks.own)
+        ]
+        out_BKHLV = torch.stack(out, 1)
+        return self.o_proj(out_BKHLV.transpose(2, 3).reshape(len(query), -1))
 
     def down(self, x: Operand) -> tuple[Tensor, Tensor, Tensor]:
         """The query latent [T, Q] (all queries, flat, where there is none), the key-value latent
@@ -77,26 +114,34 @@ class MLA(nn.Module):
     def up(
         self, query_latent: Tensor, latent_TC: Tensor, key_TR: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [T, H, N + R] and values [T, H, V] from normalised latents. cos, sin: of
-        the positions of a sequence, or of all tokens."""
-        c, rotary = self.config, self.ops.kernels.rotary
-        if c.q_lora_rank is not None:
+        """Queries and keys [T, H, N + R] and values [T, H, V] from normalised latents."""
+        query_THW = self.queries_up(query_latent, cos, sin)
+        return query_THW, *self.keys_up(latent_TC, key_TR, cos, sin)
+
+    def queries_up(self, query_latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries [T, H, N + R]. cos, sin: of the positions of a sequence, or of all tokens."""
+        if self.config.q_lora_rank is not None:
             query_latent = self.q_b_proj(query_latent)
-        query_THW = query_latent.unflatten(-1, (c.heads, -1))
+        query_THW = query_latent.unflatten(-1, (self.config.heads, -1))
+        return self.ops.kernels.rotary.queries(query_THW, cos, sin)
+
+    def keys_up(
+        self, latent_TC: Tensor, key_TR: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys [T, H, N + R] and values [T, H, V]."""
+        c = self.config
         key_value = self.kv_b_proj(latent_TC).unflatten(-1, (c.heads, -1))
         key_THN, value_THV = key_value.split([c.nope_head_dim, c.v_head_dim], -1)
-        key_THW = rotary.keys(key_THN, key_TR, cos, sin)
-        return rotary.queries(query_THW, cos, sin), key_THW, value_THV
+        return self.ops.kernels.rotary.keys(key_THN, key_TR, cos, sin), value_THV
 
     def attend(
-        self, query_THW: Tensor, key_THW: Tensor, value_THV: Tensor, documents: Documents | None
+        self, query_THW: Tensor, key_THW: Tensor, value_THV: Tensor, document_BS: Tensor | None
     ) -> Tensor:
         """Causal attention over each sequence and the projection of its output, [T, D]."""
         query, key, value = (
             each.unflatten(0, (-1, self.sequence_length)).transpose(1, 2)
             for each in (query_THW, key_THW, value_THV)
         )
-        number_BS = None if documents is None else documents.number_BS
-        out_BHSV = self.ops.attention(query, key, value, self.scale, number_BS)
+        out_BHSV = self.ops.attention(query, key, value, self.scale, document_BS)
         out_TO = out_BHSV.transpose(1, 2).reshape(-1, self.config.heads * self.config.v_head_dim)
         return self.o_proj(out_TO)

@@ -8,6 +8,7 @@ from parallel.ops.ops import Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from trainer.model.options import LayerOptions
+from trainer.model.places import Places
 
 
 class MLP(nn.Module):
@@ -22,7 +23,9 @@ class MLP(nn.Module):
         self.down_proj = Linear(ops, inner, dim)
         self.recompute, self.recompute_swiglu = options.recompute, options.recompute_swiglu
 
-    def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
+    def forward(
+        self, tape: Tape, x_TD: Tensor, n_TD: Tensor, places: Places | None = None
+    ) -> Pass[Tensor]:
         """x, the residual stream, and this MLP of n, [T, D] each -> [T, D]."""
         yield from ()  # a pass, as every MLP of a layer is; this one exchanges nothing
         return x_TD + tape.compute(self.mix, tape, n_TD, recompute=self.recompute.layer)

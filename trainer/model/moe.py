@@ -18,6 +18,7 @@ from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from trainer.model.mlp import MLP
 from trainer.model.options import LayerOptions
+from trainer.model.places import Places
 
 BALANCE = "balance"
 """The loss that every MoE layer adds: the sum of its sequences' balance."""
@@ -59,7 +60,7 @@ class MoE(nn.Module):
         model, ops, c = options.model, options.ops, options.model.moe
         self.name, self.config, self.sequence_length = name, c, options.sequence_length
         self.dispatcher, self.recompute = experts.dispatcher, options.recompute
-        self.choose = options.choose
+        self.choose, self.context = options.choose, options.context
         self.options = router.RouterOptions(
             c.score, c.top_k, c.groups, c.top_groups, c.normalise, c.scale
         )
@@ -71,10 +72,13 @@ class MoE(nn.Module):
         if c.shared_experts:
             self.shared_experts = MLP(options, c.shared_experts * c.expert_dim)
 
-    def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
+    def forward(
+        self, tape: Tape, x_TD: Tensor, n_TD: Tensor, places: Places | None = None
+    ) -> Pass[Tensor]:
         """x, the residual stream, and the experts of n, [T, D] each -> [T, D]."""
-        weights_TK, experts_TK, balance = self.choose_experts(n_TD)
-        tape.add_loss(BALANCE, balance)
+        scores_TE, weights_TK, experts_TK = self.choose_experts(n_TD)
+        hits_BE = yield from self.hits(tape, scores_TE, places)
+        tape.add_loss(BALANCE, self.balance(scores_TE, hits_BE))
         tape.add_tally(self.name, router.expert_load(experts_TK, self.config.experts))
         # Counts travel while the other pass of a pair, and the shared experts, compute.
         route = yield from self.dispatcher.route(tape, experts_TK)
@@ -88,10 +92,25 @@ class MoE(nn.Module):
         return (yield from route.combine(tape, y_ND, x_TD))
 
     def choose_experts(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Routing weights [T, K], experts [T, K], and the sum of the sequences' balance."""
+        """Scores [T, E], routing weights [T, K] and experts [T, K]."""
         scores_TE = router.scores(self.gate(x_TD), self.options)
         bias_E = self.gate.e_score_correction_bias
-        weights_TK, experts_TK = self.choose(scores_TE, bias_E, self.options)
-        scores_BSE = scores_TE.unflatten(0, (-1, self.sequence_length))
-        balance = router.sequence_balance(scores_BSE, self.config.top_k).sum()
-        return weights_TK, experts_TK, balance
+        return scores_TE, *self.choose(scores_TE, bias_E, self.options)
+
+    def hits(self, tape: Tape, scores_TE: Tensor, places: Places | None) -> Pass[Tensor]:
+        """How many tokens of each sequence have each expert among their best, [B, E]."""
+        chunks = None if places is None else places.chunks
+        if chunks is None:
+            scores_BSE = scores_TE.unflatten(0, (-1, self.sequence_length))
+            return router.sequence_hits(scores_BSE, self.config.top_k)
+        assert self.context is not None
+        rows_BTE = scores_TE.unflatten(0, (-1, 2 * chunks.chunk))
+        hits_BE = router.sequence_hits(rows_BTE, self.config.top_k)
+        sums = yield from tape.exchange_counts("hits", self.context.sum(), hits_BE)
+        return sums()[0]
+
+    def balance(self, scores_TE: Tensor, hits_BE: Tensor) -> Tensor:
+        """The sum of the sequences' balance; where ranks share them, of the tokens here."""
+        scores_BTE = scores_TE.unflatten(0, (len(hits_BE), -1))
+        length, top_k = self.sequence_length, self.config.top_k
+        return router.sequence_balance(scores_BTE, hits_BE, top_k, length).sum()

@@ -15,9 +15,9 @@ from torch import Tensor
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
 from parallel.tape.weight_gradients import WeightGradients
-from trainer.model.documents import Documents
 from trainer.model.part import ModelPart
 from trainer.model.partition import Partition
+from trainer.model.places import Places
 
 MicroBatch: TypeAlias = Mapping[str, Tensor]
 """Fields of some sequences by name, [B, ...] each; which ones, the objective says."""
@@ -29,8 +29,8 @@ class Objective(Protocol):
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         """The tokens that the first stage embeds, [B x S]."""
 
-    def documents(self, micro_batch: MicroBatch) -> Documents | None:
-        """Those that attention keeps apart, if any; every stage asks."""
+    def places(self, micro_batch: MicroBatch) -> Places | None:
+        """Where the tokens are, unless in sequences end to end; every stage asks."""
 
     def compute(
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
@@ -55,14 +55,14 @@ class ModelStage:
     def forward(self, tape: Tape, x: Tensor | None, micro_batch: MicroBatch) -> Pass[Tensor | None]:
         """x, and the result: hidden state [B x S, D]; the first stage takes none, the last returns
         none."""
-        documents = self.objective.documents(micro_batch)
+        places = self.objective.places(micro_batch)
         if self.index == 0:
             tokens_T = self.objective.tokens(micro_batch)
             tape.layer = "embedding"
             x = self.part.embed_tokens(tokens_T)
         for layer in self.partition.stage_layers(self.index):
             tape.layer = f"layer {layer}"
-            x = yield from self.part.layer(layer)(tape, x, documents)
+            x = yield from self.part.layer(layer)(tape, x, places)
         if self.index < self.partition.last or x is None:
             return x
         yield from self.objective.compute(tape, self.part, x, micro_batch)

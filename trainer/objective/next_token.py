@@ -29,7 +29,7 @@ class NextToken:
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return micro_batch[TOKENS].flatten()
 
-    def documents(self, micro_batch: MicroBatch) -> None:
+    def places(self, micro_batch: MicroBatch) -> None:
         return None
 
     def compute(

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from parallel.context.chunks import Chunks
 from parallel.ops.cross_entropy import IGNORED
 from parallel.ops.ops import Linear
 from parallel.tape.passes import Pass
 from parallel.tape.tape import Tape
-from trainer.model.documents import Documents
 from trainer.model.part import ModelPart
+from trainer.model.places import Places
 from trainer.model.stage import MicroBatch
 from trainer.recipe.recipe import StepRecipe
 
@@ -32,11 +33,13 @@ LOSS = "loss"
 @dataclass(frozen=True)
 class Pretraining:
     """sequence_length: S, targets of each sequence. mtp_depth: number of MTP modules. apart: no
-    document sees another, nor is a token a target from within another."""
+    document sees another, nor is a token a target from within another. chunks: where sequences are
+    shared by ranks, which of them are here: micro-batches have rows of these."""
 
     sequence_length: int
     mtp_depth: int
     apart: bool = False
+    chunks: Chunks | None = None
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -72,10 +75,12 @@ class Pretraining:
     def tokens(self, micro_batch: MicroBatch) -> Tensor:
         return self._shifted(micro_batch, 0).clamp(min=0)
 
-    def documents(self, micro_batch: MicroBatch) -> Documents | None:
+    def places(self, micro_batch: MicroBatch) -> Places | None:
+        if self.chunks is not None:
+            return Places.of_chunks(self.chunks, micro_batch[TOKENS])
         if not self.apart:
             return None
-        return Documents.of(micro_batch[DOCUMENTS][:, : self.sequence_length])
+        return Places.of_documents(micro_batch[DOCUMENTS][:, : self.sequence_length])
 
     def compute(
         self, tape: Tape, part: ModelPart, x_TD: Tensor, micro_batch: MicroBatch
@@ -84,12 +89,12 @@ class Pretraining:
         recompute = part.options.recompute.norm
         tape.layer = "head"
         hidden_TD = tape.compute(part.norm.forward, x_TD, recompute=recompute)
-        target_T, documents = self._target(micro_batch, 0), self.documents(micro_batch)
+        target_T, places = self._target(micro_batch, 0), self.places(micro_batch)
         tape.add_loss(LOSS, cross_entropy(hidden_TD, target_T, part.lm_head))
         for depth, module in enumerate(part.mtp_modules(), start=1):
             tape.layer = f"MTP {depth}"
             known_T = self._shifted(micro_batch, depth).clamp(min=0)
-            x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens, documents)
+            x_TD = yield from module.predict(tape, hidden_TD, known_T, part.embed_tokens, places)
             hidden_TD = tape.compute(module.shared_head.norm.forward, x_TD, recompute=recompute)
             target_T = self._target(micro_batch, depth)
             tape.add_loss(_mtp_loss(depth), cross_entropy(hidden_TD, target_T, part.lm_head))
@@ -103,8 +108,9 @@ class Pretraining:
         return target_T.masked_fill(here_T != there_T, PADDING)
 
     def _shifted(self, micro_batch: MicroBatch, shift: int, field: str = TOKENS) -> Tensor:
-        """The S values of each sequence from position `shift` on, flat [B x S]."""
-        return micro_batch[field][:, shift : shift + self.sequence_length].flatten()
+        """The S values of each sequence, or row, from position `shift` on, flat [B x S]."""
+        length = self.sequence_length if self.chunks is None else self.chunks.chunk
+        return micro_batch[field][:, shift : shift + length].flatten()
 
 
 def cross_entropy(normed_TD: Tensor, target_T: Tensor, head: Linear) -> Tensor:

@@ -108,8 +108,8 @@ def exchange_seconds(config: Config, mesh: Mesh, machine: Machine) -> Exchanges:
 
 
 def tokens_of_micro_batch(config: Config, mesh: Mesh) -> int:
-    sequences = config.data.global_batch // (mesh.data * config.pipeline.micro_batches)
-    return sequences * config.data.sequence_length
+    rows = mesh.data * config.pipeline.micro_batches
+    return config.data.global_batch * config.data.sequence_length // rows
 
 
 def message_bytes(config: Config, mesh: Mesh) -> float:

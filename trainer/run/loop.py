@@ -158,9 +158,9 @@ class Loop:
         """The m-th of this data rank in the step that comes next."""
         layout, first = self.trainer.layout, self.progress.position
         count = self.trainer.recipe.at(self.progress).micro_batches
-        sequences, rank = layout.sequences, layout.data_rank
+        sequences, part = layout.sequences, layout.batch_part
         text = self.text
-        return text.fields(micro_batch(text.sequences, first, sequences, rank, m, count))
+        return text.fields(micro_batch(text.sequences, first, sequences, part, m, count))
 
     def _evaluate(self, step: int, saved: str | None) -> float | None:
         """Record the validation loss; None if asked to stop before it is there. saved: where the

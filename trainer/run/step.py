@@ -163,7 +163,7 @@ class Trainer:
         layout = self.layout
         sequences, objective = len(next(iter(held_out.values()))), layout.objective
         targets = objective.count(held_out) if objective.varies else objective.targets(sequences)
-        row = layout.mesh.data * layout.sequences  # one micro-batch of every data rank
+        row = layout.mesh.parts * layout.sequences  # one micro-batch of every part
         held_out = _padded(held_out, layout.objective.padding, -sequences % row)
         at_once = _EVALUATED_AT_ONCE * row
         sums: dict[str, float] = {}
@@ -179,7 +179,7 @@ class Trainer:
     def _evaluate(self, held_out: MicroBatch, stop: bool) -> BatchTotals:
         """Forward passes over sequences that divide into micro-batches of all data ranks."""
         layout = self.layout
-        mine = {k: v.chunk(layout.mesh.data)[layout.data_rank] for k, v in held_out.items()}
+        mine = {k: v.chunk(layout.mesh.parts)[layout.batch_part] for k, v in held_out.items()}
         parts = {name: value.split(layout.sequences) for name, value in mine.items()}
         micro_batches = len(next(iter(parts.values())))
         executor = layout.forward_executor(layout.objective, micro_batches, self.recorder)
@@ -194,10 +194,11 @@ class Trainer:
         weights: Mapping[str, float] | None = None,
     ) -> StepResult:
         per_flow, device = executor.schedule.micro_batches_per_flow, self.layout.device
+        local = self.layout.local
         self.layout.part.options.ops.weights_changed()  # by the step before
 
         def on_device(flow: int, n: int) -> MicroBatch:
-            return LazyMicroBatch(lambda: micro_batch(flow * per_flow + n), device)
+            return LazyMicroBatch(lambda: local(micro_batch(flow * per_flow + n)), device)
 
         return executor.run(on_device, weights)
 
