@@ -40,7 +40,7 @@ LENGTH = 16
         ("dualpipe", (2, 2, 1), 2, 1, True),
         ("dualpipev", (2, 1, 2), 2, 0, False),
         ("1f1b", (1, 2, 2), 4, 0, True),
-        pytest.param("zbv", (2, 2, 1), 2, 2, False, marks=pytest.mark.slow),
+        pytest.param("zbv", (2, 2, 1), 2, 1, False, marks=pytest.mark.slow),
         pytest.param("dualpipe", (2, 2, 2), 2, 1, True, marks=pytest.mark.slow),
     ],
 )

@@ -40,9 +40,9 @@ class Chunks:
 
     def positions(self, rows: int, device: torch.device) -> Tensor:
         """Of its tokens in 2 B = `rows` rows, [rows x L] int64."""
-        starts_2 = torch.tensor(self.own, device=device) * self.chunk
         within_L = torch.arange(self.chunk, device=device)
-        return (starts_2.unsqueeze(1) + within_L).repeat(rows // 2, 1).flatten()
+        both_2L = torch.stack([within_L + number * self.chunk for number in self.own])
+        return both_2L.repeat(rows // 2, 1).flatten()
 
     def in_order(self, gathered: Tensor) -> Tensor:
         """Rows of all ranks, one rank after the other, [R x 2 B x L, E] -> sequences [B x S, E]."""
