@@ -1,6 +1,6 @@
 """Find a needle in a haystack: how far back in a text a model can look something up.
 
-`make` writes texts with pairs such as AB=12; among words, which are asked for at the end, to train
+`make` writes texts with pairs such as K7 among words, which are asked for at the end, to train
 on. `measure` asks checkpoints for one pair at each depth of texts of each length.
 """
 
@@ -27,7 +27,7 @@ examples:
   python launch/needle.py measure runs/short/weights runs/long/weights --lengths 250 500 1000
   python launch/needle.py measure runs/long/weights --lengths 1000 --picture needles.png --json
 
-A pair is found if the model goes on with its number, greedily; by chance one in a hundred is.
+A pair is found if the model goes on with its digit, greedily; by chance one in ten is.
 docs/long_context.md has what was measured, and with which commands.
 """
 

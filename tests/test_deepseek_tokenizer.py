@@ -1,6 +1,6 @@
 """DeepSeek-V3's own tokenizer, from a third party's package: it is not in this repository.
 
-    pytest -m network
+pytest -m network
 """
 
 from __future__ import annotations

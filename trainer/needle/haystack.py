@@ -15,8 +15,8 @@ WORDS = (
     "knoll", "larch", "maple", "north", "ochre", "pearl", "quartz", "river", "stone", "thorn",
     "umber", "vale", "willow", "yarrow", "zephyr",
 )  # fmt: skip
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_PAIR, _QUESTION = len("AB=12;"), len("?AB=12;")
+NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PER_PAIR = 20  # characters of a text for each pair, with its question and the words between
 
 
 @dataclass(frozen=True)
@@ -28,42 +28,43 @@ class Question:
 
 
 def training_text(length: int, random: np.random.RandomState) -> str:
-    """About `length` characters: pairs, a fifth of it with its questions, and all of these asked
-    for at the end, in any order."""
-    count = max(1, length // (5 * (_PAIR + _QUESTION) // 2))
-    pairs = _pairs(count, random)
-    filler = length - count * (_PAIR + _QUESTION)
-    asked = "".join(f"?{pairs[i]}" for i in random.permutation(count))
-    return _scattered(pairs, random.random_sample(count), filler, random) + asked
+    """About `length` characters: pairs such as K7 among words, and at the end questions for all of
+    them, ?K7, in any order."""
+    pairs = _pairs(length, random)
+    asked = "".join(f" ?{pairs[i]}" for i in random.permutation(len(pairs)))
+    places = random.random_sample(len(pairs))
+    return _scattered(pairs, places, length - len(asked), random) + asked
 
 
 def question(length: int, depth: float, random: np.random.RandomState) -> Question:
-    """For a pair at a depth, 0 at the start and 1 at the end, of a text of `length` characters with
-    as many other pairs as in training."""
-    count = max(1, length // (5 * (_PAIR + _QUESTION) // 2))
-    pairs = _pairs(count, random)
-    places = np.concatenate(([depth], random.random_sample(count - 1)))
-    text = _scattered(pairs, places, length - count * _PAIR - _QUESTION, random)
-    name, answer = pairs[0][:3], pairs[0][3:]
-    return Question(f"{text}?{name}", answer)
+    """For a pair at a depth, 0 at the start and 1 at the end, of a text of about `length`
+    characters with as many other pairs as in training."""
+    pairs = _pairs(length, random)
+    places = np.concatenate(([depth], random.random_sample(len(pairs) - 1)))
+    name, answer = pairs[0][0], pairs[0][1]
+    return Question(f"{_scattered(pairs, places, length - 3, random)} ?{name}", answer)
 
 
-def _pairs(count: int, random: np.random.RandomState) -> list[str]:
-    """Names that differ, each with a number."""
-    numbers = random.choice(len(_LETTERS) ** 2, count, replace=False)
-    values = random.randint(0, 100, count)
-    names = (_LETTERS[n // len(_LETTERS)] + _LETTERS[n % len(_LETTERS)] for n in numbers)
-    return [f"{name}={value:02d};" for name, value in zip(names, values)]
+def _pairs(length: int, random: np.random.RandomState) -> list[str]:
+    """Names that differ, each with a digit."""
+    count = min(max(1, length // _PER_PAIR), len(NAMES))
+    names = random.permutation(len(NAMES))[:count]
+    return [f"{NAMES[name]}{digit}" for name, digit in zip(names, random.randint(0, 10, count))]
 
 
 def _scattered(
-    pairs: list[str], places: np.ndarray, filler: int, random: np.random.RandomState
+    pairs: list[str], places: np.ndarray, length: int, random: np.random.RandomState
 ) -> str:
     """The pairs among words, each at its share of the way."""
-    words = " ".join(WORDS[i] for i in random.randint(0, len(WORDS), filler // 4 + 2))[:filler]
-    parts, start = [], 0
+    words: list[str] = []
+    left = length - sum(len(pair) + 1 for pair in pairs)
+    while left > 0:
+        words.append(WORDS[random.randint(len(WORDS))])
+        left -= len(words[-1]) + 1
+    start = 0
+    parts: list[str] = []
     for number in np.argsort(places, kind="stable"):
-        end = int(places[number] * len(words))
-        parts += [words[start:end], pairs[number]]
+        end = round(float(places[number]) * len(words))
+        parts += [*words[start:end], pairs[number]]
         start = end
-    return "".join([*parts, words[start:]])
+    return " ".join([*parts, *words[start:]])

@@ -19,6 +19,7 @@ from trainer.plan.datasheets import Machine
 from trainer.plan.held_memory import Moment, moments
 from trainer.plan.one_stage import StageKind, kind_of_stage
 from trainer.plan.pass_memory import stage_memory
+from trainer.plan.plannable import require_plannable
 from trainer.plan.state_memory import StateMemory, state_memory
 
 
@@ -60,7 +61,9 @@ class RankMemory:
 
 
 def memory_by_rank(config: Config, schedule: Schedule, machine: Machine) -> tuple[RankMemory, ...]:
-    """By pipeline rank, of the first rank at each place. No process group exists before."""
+    """By pipeline rank, of the first rank at each place. No process group exists before. Raises
+    ConfigError."""
+    require_plannable(config)
     partition = partition_of(config, schedule)
     kinds = [kind_of_stage(config, partition, stage) for stage in range(schedule.stages)]
     of_kind = {kind: stage_memory(config, kind) for kind in set(kinds)}

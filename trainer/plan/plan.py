@@ -19,6 +19,7 @@ from trainer.plan.parameters import (
     model_parameters,
     rank_parameters,
 )
+from trainer.plan.plannable import require_plannable
 from trainer.plan.run_cost import RunCost, run_cost
 from trainer.plan.step_time import StepTime, step_time
 from trainer.plan.step_traffic import step_traffic
@@ -79,6 +80,7 @@ def make_plan(config: Config) -> Plan:
     """
     mesh, machine = mesh_of(config), machine_of(config.cluster)
     validate(config, mesh.world)
+    require_plannable(config)
     schedule = schedule_of(config)
     ranks = tuple(rank_parameters(config, schedule, rank) for rank in range(schedule.ranks))
     step = step_time(config, schedule, ranks, machine)
