@@ -26,7 +26,7 @@ def test_every_question_has_one_answer_in_its_text(length: int) -> None:
         assert abs(len(text) - length) < 15
         asked = re.findall(r"\?([A-Z])(\d)", text)
         pairs = re.findall(r"(?<!\?)\b([A-Z])(\d)", text)
-        assert sorted(asked) == sorted(pairs) and len({name for name, _ in pairs}) == len(pairs)
+        assert set(asked) == set(pairs) and len({name for name, _ in pairs}) == len(pairs)
 
 
 def test_a_needle_lies_at_its_depth() -> None:

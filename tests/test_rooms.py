@@ -40,6 +40,9 @@ FORBIDDEN = {
     "preflight": ("build", "run", "bench", "report", "model", "data", "optim", "checkpoint"),
     "generate": ("run", "bench", "report", "build"),
     "plan": ("run", "bench", "report", "generate"),
+    "prepare": ("model", "build", "run", "bench", "report", "optim", "checkpoint", "generate"),
+    "needle": ("build", "run", "bench", "optim"),
+    "evaluate": ("bench", "optim", "dry", "plan"),
     "dry": ("bench", "report", "generate", "checkpoint"),
 }
 NO_TORCH = (

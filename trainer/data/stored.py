@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from trainer.data.bijection import Bijection, hashed
-from trainer.data.shards.stream import TokenStream
+from trainer.data.shards.stream import Stream
 from trainer.data.shuffle import Purpose
 from trainer.data.tokens import Tokens
 from trainer.errors import DataError
@@ -22,18 +22,17 @@ class StoredSequences:
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: Stream,
         name: str,
         *,
         seed: int,
         sequence_length: int,
         lookahead: int,
-        shuffled: bool = True,
     ) -> None:
-        """name: of the text, for a person. lookahead: MTP depth, in tokens. shuffled: else windows
-        come as they are stored. Raises DataError where there is not one window."""
+        """name: of the text, for a person. lookahead: MTP depth, in tokens. Raises DataError where
+        there is not one window."""
         self.stream, self.name, self.seed = stream, name, seed
-        self.sequence_length, self.shuffled = sequence_length, shuffled
+        self.sequence_length = sequence_length
         self.window_tokens = sequence_length + 1 + lookahead
         self.sequences_per_epoch = (stream.size - 1 - lookahead) // sequence_length
         if self.sequences_per_epoch < 1:
@@ -57,8 +56,7 @@ class StoredSequences:
 
     def _start(self, index: int) -> int:
         epoch, turn = divmod(index, self.sequences_per_epoch)
-        window = self._order(epoch)(turn) if self.shuffled else turn
-        return window * self.sequence_length
+        return self._order(epoch)(turn) * self.sequence_length
 
     def _made_order(self, epoch: int) -> Bijection:
         return Bijection(self.sequences_per_epoch, hashed(self.seed, Purpose.WINDOWS, epoch))

@@ -111,7 +111,7 @@ def load_text_model(
             f"{folder} has no MTP module (model.layers.{model.layers}.eh_proj.weight) to make "
             "drafts with: leave out --speculative and --compare"
         )
-    chosen = _tokenizer(folder, tokenizer, model)
+    chosen = tokenizer_of(folder, tokenizer, model)
     if not with_mtp:
         model = replace(model, mtp=replace(model.mtp, depth=0))
     first, lone, ends = _special_tokens(checkpoint, chosen, model)
@@ -121,7 +121,8 @@ def load_text_model(
     return TextModel(part, model, chosen, first, lone, ends, longest)
 
 
-def _tokenizer(folder: Path, path: str | None, model: ModelConfig) -> Tokenizer:
+def tokenizer_of(folder: Path, path: str | None, model: ModelConfig) -> Tokenizer:
+    """That of a checkpoint, or of `path`. Raises ConfigError and DataError."""
     if path is None and os.path.lexists(folder / TOKENIZER_FILE):
         path = str(folder)
     if path is None and model.vocab_size != ByteTokenizer().vocabulary_size:

@@ -16,7 +16,8 @@ WORDS = (
     "umber", "vale", "willow", "yarrow", "zephyr",
 )  # fmt: skip
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_PER_PAIR = 20  # characters of a text for each pair, with its question and the words between
+_PER_PAIR = 20  # characters of a text for each pair, with its questions and the words between
+_ASKED = 3  # times that a pair is asked for in training: what is learnt is in the answers
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Question:
 
 def training_text(length: int, random: np.random.RandomState) -> str:
     """About `length` characters: pairs such as K7 among words, and at the end questions for all of
-    them, ?K7, in any order."""
+    them, ?K7, some times over and in any order."""
     pairs = _pairs(length, random)
-    asked = "".join(f" ?{pairs[i]}" for i in random.permutation(len(pairs)))
+    again = random.permutation(_ASKED * len(pairs)) % len(pairs)
+    asked = "".join(f" ?{pairs[i]}" for i in again)
     places = random.random_sample(len(pairs))
     return _scattered(pairs, places, length - len(asked), random) + asked
 

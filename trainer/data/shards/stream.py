@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,17 @@ class Mapped:
     path: Path
     tokens: int
     start: int = 0
+
+
+class Stream(Protocol):
+    """Tokens in one order."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+
+    def read(self, start: int, end: int) -> Tokens:
+        """Tokens start .. end - 1, [end - start]."""
 
 
 class TokenStream:

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth on given texts, and on tasks."""
