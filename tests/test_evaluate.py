@@ -92,7 +92,7 @@ def test_other_text_is_read_whole_and_samples_are_written(
         (("--set", "=x"), "give NAME=PATH"),
         (("--set", "a=nowhere"), "nowhere does not exist"),
         (("--set", "a=bytes"), "another tokenizer"),
-        (("--tasks", "a.jsonl"), "is no task of lm-eval"),
+        (("--tasks", "a.jsonl"), "--tasks a.jsonl: cannot be read"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(

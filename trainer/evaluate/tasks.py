@@ -57,7 +57,8 @@ def _name_of(file: Path) -> str:
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--tasks {file}: cannot be read ({error})") from error
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--tasks {file}: cannot be read ({why})") from error
     if not isinstance(content, dict) or not isinstance(content.get("task"), str):
         raise ConfigError(f"--tasks {file}: is no task of lm-eval: it names no `task`")
     return content["task"]
