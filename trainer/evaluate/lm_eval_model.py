@@ -55,7 +55,8 @@ class TandemLM(TemplateLM):
         lengths = [len(text) - 1 for text in texts]
         model = self.text_model.start_texts(max(lengths), len(texts))
         hidden_TD = model.hidden([text[:-1] for text in texts])
-        return (model.logits(each).float() for each in hidden_TD.split(lengths))
+        # All rows of the head, those beyond the tokenizer's too, as in training.
+        return (model.whole.logits(each).float() for each in hidden_TD.split(lengths))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
         """log p of whole texts, in windows of the longest that the model reads."""
