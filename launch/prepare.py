@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace, quality: QualityOptions | None) -> int:
             done = prepare(_preparation(source, tokenizer, left_out, options), options.out, show)
     if found is not None and options.report is not None:
         write_report(options.report, options.out, found, done.index)
-    _report(done, options)
+    _report(done, found, options)
     return 0
 
 
@@ -161,7 +161,7 @@ def _preparation(
     )
 
 
-def _report(done: Done, options: argparse.Namespace) -> None:
+def _report(done: Done, found: Findings | None, options: argparse.Namespace) -> None:
     from trainer.prepare.quality.summary import summary
 
     index = done.index
@@ -170,9 +170,11 @@ def _report(done: Done, options: argparse.Namespace) -> None:
             "out": str(options.out), "bytes": done.bytes, "seconds": done.seconds,
             "skipped": {"count": done.skipped.count, "first": done.skipped.shown},
         }  # fmt: skip
+        if found is not None:
+            said["quality"] = {**found.figures, "seconds": found.seconds}
         print(json.dumps(said, indent=2))
         return
-    for line in summary(index.about["quality"]) if "quality" in index.about else ():
+    for line in summary(found) if found is not None else ():
         print(line)
     for split in index.splits:
         documents, tokens = index.documents(split), index.tokens(split)

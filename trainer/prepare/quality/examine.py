@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.data.bijection import hashed
 from trainer.prepare.quality.evaluation import Evaluation, load_evaluation
-from trainer.prepare.quality.language import Languages
+from trainer.prepare.quality.language import language_of
 from trainer.prepare.quality.options import QualityOptions
 from trainer.prepare.quality.scripts import KINDS, count_scripts
 from trainer.prepare.quality.signature import PERMUTATIONS, Signer
@@ -64,7 +64,7 @@ class Examiner:
 
     def __init__(self, options: QualityOptions) -> None:
         self._seed = options.seed
-        self._words, self._languages = WordHashes(), Languages()
+        self._words = WordHashes()
         self._signer = Signer() if options.dedup == "near" else None
         self.evaluation: Evaluation = load_evaluation(
             options.evaluation, options.evaluation_field, options.ngram
@@ -88,7 +88,7 @@ class Examiner:
             np.frombuffer(b"".join(map(_digest, documents)), np.uint8).reshape(-1, DIGEST),
             signatures,
             np.stack([count_scripts(text) for text in texts]).reshape(-1, len(KINDS)),
-            [self._languages.of(text) for text in texts],
+            [language_of(text) for text in texts],
             shared,
             self._samples(numbers, texts),
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -48,6 +49,7 @@ class FirstPass:
         without datasketch where it is needed, and where a worker is killed; OSError or WriteError
         where the disk is full.
         """
+        begun = time.perf_counter()
         examiner = Examiner(self.options)
         what = self.what(examiner.evaluation)
         found = load_findings(folder, what)
@@ -64,7 +66,8 @@ class FirstPass:
             examined.close()
         options = {k: v for k, v in asdict(self.options).items() if k != "seed"}
         figures = {"options": options, **decide.as_json()}
-        found = Findings(what, frozenset(decide.numbers), figures, decide.examples())
+        seconds = time.perf_counter() - begun
+        found = Findings(what, frozenset(decide.numbers), figures, decide.examples(), seconds)
         save_findings(folder, found)
         examined.remove()
         return found

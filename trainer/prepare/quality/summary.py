@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from trainer.prepare.quality.findings import Findings
 
 _REASONS = {
     "evaluation": "with words of an evaluation text",
@@ -13,18 +14,19 @@ _REASONS = {
 _LANGUAGES = 3
 
 
-def summary(figures: Mapping[str, Any]) -> list[str]:
-    """figures: of Findings."""
+def summary(found: Findings) -> list[str]:
+    """Each without its end."""
+    figures = found.figures
     read, kept = figures["read"], figures["kept"]
-    lines = [f"text: {read['documents']:,} documents, {read['bytes'] / 1e6:,.1f} MB"]
+    lines = [f"text: {_amount(read)}"]
+    if found.seconds:
+        rate = read["bytes"] / 1e6 / found.seconds
+        lines[0] += f", looked at in {found.seconds:,.1f} s ({rate:,.1f} MB/s)"
     for reason, words in _REASONS.items():
         left = figures["dropped"][reason]
         if left["documents"]:
             share = left["bytes"] / read["bytes"]
-            lines.append(
-                f"left out: {left['documents']:,} documents, {left['bytes'] / 1e6:,.1f} MB "
-                f"({share:.1%}), {words}"
-            )
+            lines.append(f"left out: {_amount(left)} ({share:.1%}), {words}")
     evaluation = figures.get("evaluation")
     if evaluation:
         lines.append(
@@ -37,6 +39,12 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     if kept["languages"]:
         lines.append(f"languages: {_shares(kept['languages'], _LANGUAGES)}")
     return lines
+
+
+def _amount(of: Mapping[str, int]) -> str:
+    unit, name = (1e6, "MB") if of["bytes"] >= 1e5 else (1e3, "kB")
+    plural = "" if of["documents"] == 1 else "s"
+    return f"{of['documents']:,} document{plural}, {of['bytes'] / unit:,.1f} {name}"
 
 
 def _shares(counts: Mapping[str, int], most: int) -> str:

@@ -11,6 +11,10 @@ const size = (bytes) => {
   const unit = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([least]) => bytes >= least);
   return unit ? `${digits(bytes / unit[0], 1)} ${unit[1]}` : `${digits(bytes)} bytes`;
 };
+const binary = (bytes) => {
+  const [unit, name] = [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "bytes"]].find(([least]) => bytes >= least);
+  return `${digits(bytes / unit)} ${name}`;
+};
 const share = (part, whole) => percent(whole ? part / whole : 0);
 const place = ({ file, line }) => (line ? `${file}, line ${digits(line)}` : file);
 const origin = ({ of_file, of_line }) => place({ file: of_file, line: of_line });
@@ -70,7 +74,8 @@ function examplesOfDropped() {
     ["left out", "repeats", "similarity", "text"], (each) => [place(each), origin(each), digits(each.similarity, 2), size(each.bytes)], 2, 0);
   left("exact", "But for line ends.",
     ["left out", "repeats", "text"], (each) => [place(each), origin(each), size(each.bytes)], 2, 0);
-  for (const cell of document.querySelectorAll("#evaluation td:nth-child(2)")) cell.className = "words";
+  // Paths may be long.
+  for (const cell of document.querySelectorAll("#evaluation td, #near td:not(.number), #exact td:not(.number)")) cell.className = "words";
 }
 
 /* ---- what was kept ---- */
@@ -80,7 +85,7 @@ function lengths() {
   for (const [id, unit, whole, words] of [["by-documents", "documents", kept.documents, digits], ["by-bytes", "total", kept.bytes, size]]) {
     const most = Math.max(...bins.map((bin) => bin[unit]), 1);
     for (const bin of bins)
-      bar(at(id), size(bin.from), [["backward", bin[unit], `${words(bin[unit])}, ${share(bin[unit], whole)}`]], most, words(bin[unit]));
+      bar(at(id), binary(bin.from), [["backward", bin[unit], `${words(bin[unit])}, ${share(bin[unit], whole)}`]], most, words(bin[unit]));
   }
   const rows = [["bytes", kept.bytes_of_documents],
     ...Object.entries(found.tokens_of_documents).map(([split, each]) => [`tokens, ${split}`, each])]
@@ -92,7 +97,7 @@ function lengths() {
     [name, ...keys.map((key) => digits(each[key], key === "mean" ? 1 : 0))]));
 }
 
-function shares(id, counts, colour, most = 12) {
+function shares(id, counts, colour, most = 8) {
   const entries = Object.entries(counts).filter(([, count]) => count);
   const whole = entries.reduce((sum, [, count]) => sum + count, 0);
   entries.sort((a, b) => b[1] - a[1]);
