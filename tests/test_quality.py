@@ -203,9 +203,28 @@ def test_words_of_an_evaluation_text_are_found_and_named(texts: Path, tmp_path: 
     kept = documents(out, "training")
     assert like.encode() in kept and hidden.encode() not in kept
     evaluation = figures(out)["evaluation"]
-    assert evaluation == {"texts": 2, "too_short": 1, "ngrams": 28, "found": 1}
+    assert evaluation == {"texts": 2, "too_short": 1, "ngrams": 28, "found": 1, "common": 0}
     assert run(texts, "--out", out, *options, "--ngram", "12", "--overwrite") == 0
     assert len(dropped(out)) == 2
+
+
+def test_words_that_many_documents_have_are_no_sign(texts: Path, tmp_path: Path) -> None:
+    """A licence is passed over, but not what else of an evaluation text a document has."""
+    licence = " ".join(f"licence{n}" for n in range(20))
+    question = " ".join(f"asked{n}" for n in range(20))
+    evaluation, out = tmp_path / "evaluation.txt", tmp_path / "out"
+    evaluation.write_text(f"{licence} and then {question}")
+    for n in range(6):
+        body = question if n == 4 else ORIGINAL[n]
+        (texts / f"{n}.txt").write_text(f"{licence}\n{body} {n}")
+    options = ("--decontaminate", evaluation, "--workers", "0", "--validation-fraction", "0")
+    assert run(texts, "--out", out, *options, "--common", "5") == 0
+    (found,) = dropped(out)
+    assert (found["file"], found["line"]) == (str(texts / "4.txt"), 2)
+    assert found["words"].startswith("asked0 asked1")
+    assert figures(out)["evaluation"]["common"] == 20 - 12
+    assert run(texts, "--out", out, *options, "--common", "6", "--overwrite") == 0
+    assert len(dropped(out)) == 6
 
 
 def test_words_are_found_in_scripts_without_blanks() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 import numpy as np
 
+from trainer.prepare.quality.common import Common
 from trainer.prepare.quality.dropped import REASONS, Dropped, Reason, numbers_fingerprint
 from trainer.prepare.quality.evaluation import Evaluation
 from trainer.prepare.quality.examine import Shared
@@ -22,14 +23,20 @@ _EXAMPLES = 20
 
 
 class Decide:
-    """files: names of the source's. out: takes a line for each document that is left out. A
-    document with words of an evaluation text is none that others could repeat."""
+    """A document with words of an evaluation text is none that others could repeat."""
 
     def __init__(
-        self, options: QualityOptions, files: Sequence[str], evaluation: Evaluation, out: TextIO
+        self,
+        options: QualityOptions,
+        files: Sequence[str],
+        evaluation: Evaluation,
+        common: Common,
+        out: TextIO,
     ) -> None:
-        """Raises DataError without datasketch, where it is needed."""
+        """files: names of the source's. common: has noted all entries. out: takes a line for each
+        document that is left out. Raises DataError without datasketch, where it is needed."""
         self._files, self._evaluation, self._out = files, evaluation, out
+        self._common = common
         self._repeats = Repeats(options.dedup, options.near)
         self._kept = Statistics()
         self._places = array("i"), array("q")  # file and line of each document
@@ -44,11 +51,13 @@ class Decide:
         examined = entry.examined
         self._places[0].extend(entry.files.tolist())
         self._places[1].extend(entry.lines.tolist())
-        shared = {each.place: each for each in examined.shared}
+        shared: dict[int, list[Shared]] = defaultdict(list)
+        for each in examined.shared:
+            shared[each.place].append(each)
         kept = set()
         for place, number in enumerate(entry.numbers.tolist()):
             length = int(examined.lengths[place])
-            dropped = self._dropped(entry, place, number, length, shared.get(place))
+            dropped = self._dropped(entry, place, number, length, shared[place])
             if dropped is not None:
                 self._drop(dropped)
                 continue
@@ -57,8 +66,8 @@ class Decide:
             scripts, language = examined.scripts[place], examined.languages[place]
             self._kept.note(number, file, line, length, scripts, language)
         numbers = entry.numbers.tolist()
-        shown = [each for each in examined.samples if each.place in kept]
-        self._kept.show([(*self._where(numbers[each.place]), each) for each in shown])
+        samples = [sample for sample in examined.samples if sample.place in kept]
+        self._kept.show([(*self._where(numbers[sample.place]), sample) for sample in samples])
 
     @property
     def numbers(self) -> list[int]:
@@ -81,25 +90,30 @@ class Decide:
             found["evaluation"] = {
                 "texts": len(self._evaluation.places), "too_short": self._evaluation.short,
                 "ngrams": len(self._evaluation.hashes), "found": len(self._found),
+                "common": self._common.count,
             }  # fmt: skip
         return found | {"fingerprint": numbers_fingerprint(self._numbers)}
 
     def examples(self) -> dict[str, Any]:
-        """The first that are left out for each reason, the largest that are kept, and samples."""
+        """The first that are left out for each reason, texts with common words, the largest that
+        are kept, and samples."""
         first = {k: [each.as_json() for each in some] for k, some in self._examples.items()}
-        return {"dropped": first, **self._kept.examples()}
+        return {"dropped": first, "common": self._common.examples(), **self._kept.examples()}
 
     def _dropped(
-        self, entry: Entry, place: int, number: int, length: int, shared: Shared | None
+        self, entry: Entry, place: int, number: int, length: int, shared: Sequence[Shared]
     ) -> Dropped | None:
         file, line = self._where(number)
-        if shared is not None:
-            self._found.add(shared.text)
-            of_file, of_line = self._evaluation.places[shared.text]
-            return Dropped(
-                number, "evaluation", file, line or shared.line, length, of_file, of_line,
-                words=shared.words,
-            )  # fmt: skip
+        for stretch in shared:
+            rare = self._common.first_rare(stretch.words)
+            if rare is not None:
+                words, text = rare
+                self._found.add(text)
+                of_file, of_line = self._evaluation.places[text]
+                return Dropped(
+                    number, "evaluation", file, line or stretch.line, length, of_file, of_line,
+                    words=words,
+                )  # fmt: skip
         digest, signature = entry.examined.digests[place], entry.examined.signatures[place]
         earlier = self._repeats.earlier(number, digest.tobytes(), np.asarray(signature))
         if earlier is None:

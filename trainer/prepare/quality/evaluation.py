@@ -1,6 +1,7 @@
 """Texts that models are evaluated on, which must not be among what they are trained on.
 
-GPT-3 (arXiv 2005.14165, appendix C) looks for 13 words in a row that the two share.
+GPT-3 (arXiv 2005.14165, appendix C) looks for 13 words in a row that the two share, and passes over
+those that more than 10 documents have: licences, say, and what everybody quotes.
 """
 
 from __future__ import annotations
@@ -38,18 +39,15 @@ class Evaluation:
         found.update(self.hashes.tobytes())
         return found.hexdigest()
 
-    def find(self, words: NDArray[np.uint64]) -> tuple[int, int] | None:
-        """Of hashes of the words of a document [n]: the place of the first run that a text has,
-        and the number of that text."""
+    def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Of hashes of the words of a document [n]: for each run of `ngram` words its place in
+        `hashes`, or -1, [max(n - ngram + 1, 0)]."""
         here = runs(words, self.ngram)
-        if not len(here) or not len(self.hashes):
-            return None
+        if not len(self.hashes):
+            return np.full(len(here), -1)
         at = np.searchsorted(self.hashes, here)
         at[at == len(self.hashes)] = 0
-        shared = np.flatnonzero(self.hashes[at] == here)
-        if not len(shared):
-            return None
-        return int(shared[0]), int(self.owners[at[shared[0]]])
+        return np.where(self.hashes[at] == here, at, -1)
 
 
 def load_evaluation(files: Sequence[str], field: str, ngram: int) -> Evaluation:

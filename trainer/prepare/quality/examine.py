@@ -26,13 +26,12 @@ _SAMPLE = 4  # what a document's random number is for; trainer/prepare/encoder.p
 
 @dataclass(frozen=True)
 class Shared:
-    """place: of a document in its chunk. line: of the document at which the words begin. text: the
-    number of the evaluation text that has them, too."""
+    """place: of a document in its chunk. line: of the document at which the words begin. words: a
+    stretch of which every `ngram` words in a row are in an evaluation text, with blanks between."""
 
     place: int
     line: int
     words: str
-    text: int
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,18 @@ class Examiner:
     def _shared(
         self, place: int, text: str, words: list[str], hashes: NDArray[np.uint64]
     ) -> list[Shared]:
-        found = self.evaluation.find(hashes)
-        if found is None:
+        begins = np.flatnonzero(self.evaluation.find(hashes) >= 0)
+        if not len(begins):
             return []
-        first, owner = found
         lowered = text.lower()
-        at = next(each for n, each in enumerate(WORD.finditer(lowered)) if n == first).start()
-        line = lowered.count("\n", 0, at) + 1
-        some = " ".join(words[first : first + self.evaluation.ngram])
-        return [Shared(place, line, some, owner)]
+        starts = [match.start() for match in WORD.finditer(lowered)]
+        stretches = np.split(begins, np.flatnonzero(np.diff(begins) > 1) + 1)
+        found = []
+        for first, last in ((int(each[0]), int(each[-1])) for each in stretches):
+            line = lowered.count("\n", 0, starts[first]) + 1
+            some = " ".join(words[first : last + self.evaluation.ngram])
+            found.append(Shared(place, line, some))
+        return found
 
     def _samples(self, numbers: Sequence[int], texts: Sequence[str]) -> list[Sample]:
         orders = [hashed(self._seed, number, _SAMPLE) for number in numbers]

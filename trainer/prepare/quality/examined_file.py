@@ -49,38 +49,37 @@ class ExaminedFile:
 
     def __init__(self, path: Path, what: str) -> None:
         """Raises OSError."""
-        self._path, self._what = path, what.encode()
-        self._file: BinaryIO | None = None
+        self._path, name = path, what.encode()
+        self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`)
+        self._file.seek(0)
+        whole = 0
+        for place, content in enumerate(_frames(self._file)):
+            if place == 0 and content != name:
+                break
+            whole = self._file.tell()
+        self._file.truncate(whole)
+        if not whole:
+            self._append(name)
 
     def entries(self) -> Iterator[Entry]:
-        """Those that are there, to be read before any is appended."""
-        file = self._file = open(self._path, "a+b")  # noqa: SIM115 (closed by `close`)
-        file.seek(0)
-        whole = 0
-        for place, content in enumerate(_frames(file)):
-            if place == 0 and content != self._what:
-                break
-            whole = file.tell()
-            if place:
-                yield _unpacked(content)
-        file.truncate(whole)
-        if not whole:
-            self._append(self._what)
+        """All that are there, from the first."""
+        with open(self._path, "rb") as file:
+            for place, content in enumerate(_frames(file)):
+                if place:
+                    yield _unpacked(content)
 
     def append(self, entry: Entry) -> None:
         """Raises OSError where the disk is full."""
         self._append(_packed(entry))
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def remove(self) -> None:
         self.close()
         self._path.unlink(missing_ok=True)
 
     def _append(self, content: bytes) -> None:
-        assert self._file is not None
         self._file.write(_FRAME.pack(len(content), zlib.crc32(content)) + content)
         self._file.flush()
 

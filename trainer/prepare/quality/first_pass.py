@@ -1,6 +1,6 @@
 """The first pass over a text: which documents to leave out of the second, and what the others are
-like. Worker processes look at documents; this one decides, in their order, so that nothing depends
-on how many workers there are."""
+like. Worker processes look at documents, and a file keeps what they find; then this one decides, in
+the order of the documents, so that nothing depends on how many workers there are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from trainer.prepare.quality.common import Common
 from trainer.prepare.quality.decide import Decide
 from trainer.prepare.quality.dropped import DROPPED_FILE
 from trainer.prepare.quality.evaluation import Evaluation
@@ -58,10 +59,13 @@ class FirstPass:
         folder.mkdir(parents=True, exist_ok=True)
         examined = ExaminedFile(folder / EXAMINED_FILE, what)
         files = [str(file.path) for file in self.source.files]
+        common = Common(examiner.evaluation, self.options.common)
         try:
+            self._look(examiner, examined, common, show)
             with open(folder / DROPPED_FILE, "w", encoding="utf-8") as out:
-                decide = Decide(self.options, files, examiner.evaluation, out)
-                self._look(examiner, examined, decide, show)
+                decide = Decide(self.options, files, examiner.evaluation, common, out)
+                for entry in examined.entries():
+                    decide.take(entry)
         finally:
             examined.close()
         options = {k: v for k, v in asdict(self.options).items() if k != "seed"}
@@ -72,10 +76,10 @@ class FirstPass:
         examined.remove()
         return found
 
-    def _look(self, examiner: Examiner, examined: ExaminedFile, decide: Decide, show: Show) -> None:
+    def _look(self, examiner: Examiner, examined: ExaminedFile, common: Common, show: Show) -> None:
         place, skipped = Place(), Skipped() if self.skip_bad else None
         for entry in examined.entries():
-            decide.take(entry)
+            common.note(entry)
             place, skipped = entry.end, entry.skipped if self.skip_bad else None
         start = partial(start_examining, self.options)
         work = partial(examine_in_worker, self.options)
@@ -84,5 +88,5 @@ class FirstPass:
         for chunk, found in workers.results(self.source.chunks(place, skipped)):
             entry = entry_of(chunk, found)
             examined.append(entry)
-            decide.take(entry)
+            common.note(entry)
             show(chunk.done, total)

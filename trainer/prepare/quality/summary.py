@@ -31,7 +31,8 @@ def summary(found: Findings) -> list[str]:
     if evaluation:
         lines.append(
             f"evaluation: {evaluation['found']:,} of {evaluation['texts']:,} texts found; "
-            f"{evaluation['too_short']:,} too short to look for"
+            f"{evaluation['too_short']:,} too short to look for; "
+            f"{evaluation['common']:,} runs of words passed over as common"
         )
     characters = {kind: n for kind, n in kept["characters"].items() if n}
     if characters:

@@ -67,8 +67,11 @@ function left(reason, note, head, row, words, last) {
 function examplesOfDropped() {
   const { ngram, near } = quality.options;
   const texts = quality.evaluation;
+  const { common } = examples;
+  if (common.length) table("common", ["texts with words that many documents have", "documents"], common.map((each) => [place(each), digits(each.documents)]));
+  else at("common").remove();
   const short = texts?.too_short ? ` ${digits(texts.too_short)} are shorter than that, and were not looked for.` : "";
-  left("evaluation", texts ? `${ngram} words in a row that are in one of ${digits(texts.texts)} texts, of which ${digits(texts.found)} were found.${short}` : "",
+  left("evaluation", texts ? `${ngram} words in a row that are in one of ${digits(texts.texts)} texts, of which ${digits(texts.found)} were found.${short} ${digits(texts.common)} such runs of words are in more than ${quality.options.common} documents, and no sign.` : "",
     ["left out", "has the words", "of"], (each) => [place(each), each.words, origin(each)], 3, 0);
   left("near", `Estimated similarity of ${near} and more.`,
     ["left out", "repeats", "similarity", "text"], (each) => [place(each), origin(each), digits(each.similarity, 2), size(each.bytes)], 2, 0);
