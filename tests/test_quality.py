@@ -108,6 +108,17 @@ def test_similarity_that_is_asked_for_decides(texts: Path, tmp_path: Path) -> No
         assert [each["number"] for each in dropped(tmp_path / near)] == sorted(wanted)
 
 
+def test_a_vocabulary_is_learnt_from_what_is_kept(texts: Path, tmp_path: Path) -> None:
+    only = tmp_path / "only.jsonl"
+    kept = [json.dumps({"text": each}) for n, each in enumerate(TEXTS) if n not in EXACT]
+    only.write_text("\n".join(kept))
+    options = ("--train-tokenizer", "300", "--workers", "0", "--validation-fraction", "0")
+    assert run(texts, "--out", tmp_path / "a", "--dedup", "exact", *options) == 0
+    assert run(only, "--out", tmp_path / "b", *options) == 0
+    a, b = (tmp_path / name / "tokenizer" / "tokenizer.json" for name in "ab")
+    assert a.read_bytes() == b.read_bytes()
+
+
 def test_workers_change_no_byte(texts: Path, tmp_path: Path) -> None:
     evaluation = tmp_path / "evaluation.txt"
     evaluation.write_text(ORIGINAL[9])
@@ -151,7 +162,7 @@ def test_what_was_interrupted_goes_on(
     part = out / first_pass.EXAMINED_FILE
     assert part.exists() == (where != "second pass")
     if where == "broken file":
-        part.write_bytes(part.read_bytes()[:-5])
+        part.write_bytes(part.read_bytes()[:-500] + bytes(500) + b"half")
     before, looked[:] = max(looked), []
     where = "second pass"  # nothing crashes any more
     with monkeypatch.context() as patch:
@@ -165,14 +176,19 @@ def test_other_options_do_not_go_on_with_what_was_found(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, options = tmp_path / "out", ("--workers", "0", "--validation-fraction", "0")
+    encoded = preparing._encoded
 
-    def crash(*arguments: Any) -> Any:
+    def crash(*arguments: Any) -> Iterator[Any]:
+        yield next(iter(encoded(*arguments)))
         raise CRASH
 
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "_encoded", crash)
+        patch.setattr(preparing, "_SAVE_EVERY", 0.0)
         assert run(texts, "--out", out, *options, "--dedup", "exact") == 1
     capsys.readouterr()
+    assert run(texts, "--out", out, *options) == 1
+    assert "progress.json" in capsys.readouterr().err
     assert run(texts, "--out", out, *options, "--dedup", "near") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "quality.json" in line and "--overwrite" in line
@@ -240,14 +256,18 @@ def test_statistics_of_a_known_text(tmp_path: Path, capsys: pytest.CaptureFixtur
         "数据ですね",
         "The house is near the river and the old bridge.\n",
     ]
-    for n, each in enumerate(known):
+    for n, each in enumerate([*known, known[-1]]):
         (folder / f"{n}.txt").write_text(each)
-    options = ("--validation-fraction", "0", "--workers", "0", "--report", tmp_path / "r.html")
+    options = ("--validation-fraction", "0", "--workers", "0", "--dedup", "exact")
     assert run(folder, "--out", out, *options, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert figures(out) == {k: v for k, v in said["quality"].items() if k != "seconds"}
     kept, lengths = said["quality"]["kept"], [len(each.encode()) for each in known]
-    assert said["quality"]["read"] == {"documents": 4, "bytes": sum(lengths)}
+    assert said["quality"]["read"] == {"documents": 5, "bytes": sum(lengths) + lengths[-1]}
+    assert (kept["documents"], kept["bytes"]) == (4, sum(lengths))
+    examples = json.loads((out / "quality.json").read_text())["examples"]
+    assert sorted(each["text"] for each in examples["samples"]) == sorted(known)
+    assert [each["bytes"] for each in examples["largest"]] == sorted(lengths, reverse=True)
     assert kept["characters"] == {
         "Latin": 39, "CJK": 5, "Cyrillic": 6, "other letters": 0, "digits": 2, "punctuation": 2,
         "blanks": 12, "other": 0,
@@ -285,10 +305,11 @@ class Page(HTMLParser):
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(texts: Path, tmp_path: Path) -> None:
-    hostile = "</script><script>alert(1)</script><img src=x>"
-    (texts / "2.txt").write_text(hostile + text(50))
+    hostile = texts / "3<" / "script><script>alert(1).txt"
+    hostile.parent.mkdir()
+    hostile.write_text(text(50))
     out, report = tmp_path / "out", tmp_path / "made" / "page.html"
-    options = ("--dedup", "near", "--decontaminate", texts / "2.txt", "--workers", "0")
+    options = ("--dedup", "near", "--decontaminate", hostile, "--workers", "0")
     options += ("--validation-fraction", "0")
     assert run(texts, "--out", out, "--report", report, *options) == 0
     written = report.read_text()
@@ -296,7 +317,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(texts: Path, tmp_path: P
     page.feed(written)
     page.close()
     assert not page.open and len(set(page.ids)) == len(page.ids)
-    assert hostile not in written and written.count("</script>") == 2
+    assert "<script>alert" not in written and written.count("</script>") == 2
     assert not re.search(
         r"""(src|href)\s*=\s*["']|https?://|@import|url\(|fetch\(""", _code(written)
     )
@@ -307,7 +328,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(texts: Path, tmp_path: P
     examples = data["examples"]["dropped"]
     assert [each["number"] for each in examples["near"]] == NEAR
     assert [each["number"] for each in examples["exact"]] == EXACT
-    assert examples["evaluation"][0]["file"] == str(texts / "2.txt")
+    assert examples["evaluation"][0]["file"] == str(hostile)
     assert len(data["examples"]["samples"]) == 8
 
 

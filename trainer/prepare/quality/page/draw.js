@@ -71,7 +71,7 @@ function examplesOfDropped() {
   if (common.length) table("common", ["texts with words that many documents have", "documents"], common.map((each) => [place(each), digits(each.documents)]));
   else at("common").remove();
   const short = texts?.too_short ? ` ${digits(texts.too_short)} are shorter than that, and were not looked for.` : "";
-  left("evaluation", texts ? `${ngram} words in a row that are in one of ${digits(texts.texts)} texts, of which ${digits(texts.found)} were found.${short} ${digits(texts.common)} such runs of words are in more than ${quality.options.common} documents, and no sign.` : "",
+  left("evaluation", texts ? `${ngram} words in a row that are in one of ${digits(texts.texts)} texts, of which ${digits(texts.found)} were found.${short} ${digits(texts.common)} more such runs are in more than ${quality.options.common} documents each, and were passed over.` : "",
     ["left out", "has the words", "of"], (each) => [place(each), each.words, origin(each)], 3, 0);
   left("near", `Estimated similarity of ${near} and more.`,
     ["left out", "repeats", "similarity", "text"], (each) => [place(each), origin(each), digits(each.similarity, 2), size(each.bytes)], 2, 0);
