@@ -345,7 +345,10 @@ def _code(page: str) -> str:
         (("--ngram", "8"), "--ngram has no effect without --decontaminate"),
         (("--decontaminate", "nowhere.txt"), "--decontaminate nowhere.txt: is no file"),
         (("--decontaminate", "short.txt"), "give a smaller --ngram"),
-        (("--decontaminate", "bad.jsonl"), "bad.jsonl, line 1"),
+        (
+            ("--decontaminate", "bad.jsonl"),
+            "bad.jsonl, line 1: no field 'text'; set --evaluation-field",
+        ),
         (("--report", "/dev/null/page.html"), "--report"),
         (("--dedup", "near"), "pip install 'tandem[quality]'"),
     ],
@@ -360,7 +363,7 @@ def test_what_cannot_be_looked_for_is_one_line(
     monkeypatch.chdir(texts.parent)
     monkeypatch.setitem(sys.modules, "datasketch", None)
     Path("short.txt").write_text("A few words.")
-    Path("bad.jsonl").write_text("[]\n")
+    Path("bad.jsonl").write_text('{"q": ""}\n')
     try:
         code = run("texts", "--out", "out", "--workers", "0", *options)
     except SystemExit as end:

@@ -11,11 +11,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.bad import stop
 from trainer.data.documents import SourceFile, file_documents
 from trainer.errors import DataError
 from trainer.prepare.quality.words import WordHashes, runs, words_of
@@ -59,7 +59,7 @@ def load_evaluation(files: Sequence[str], field: str, ngram: int) -> Evaluation:
         if not os.path.isfile(file):
             raise DataError(f"--decontaminate {file}: is no file: give texts or JSON lines")
         before = len(places)
-        for document in file_documents(SourceFile(Path(file), True), field, stop):
+        for document in file_documents(SourceFile(Path(file), True), field, _stop):
             here = runs(words.of(words_of(document.text.decode())), ngram)
             short += not len(here)
             found.append(here)
@@ -75,3 +75,9 @@ def load_evaluation(files: Sequence[str], field: str, ngram: int) -> Evaluation:
     owners = np.repeat(np.arange(len(found)), [len(each) for each in found])
     unique, first = np.unique(hashes, return_index=True)
     return Evaluation(ngram, unique, owners[first], places, short)
+
+
+def _stop(problem: DataError) -> NoReturn:
+    """With the options by which to set it right, in place of the keys of a run."""
+    said = str(problem).replace("data.text_field", "--evaluation-field")
+    raise DataError(said.replace("data.path", "--decontaminate")) from problem
