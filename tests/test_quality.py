@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.commands import ROOT
 from tests.test_prepare import content, documents, run
 from trainer.data.shards.index import read_index
 from trainer.prepare import prepare as preparing
@@ -133,6 +137,41 @@ def test_workers_change_no_byte(texts: Path, tmp_path: Path) -> None:
 
 
 CRASH = OSError(28, "No space left on device", "somewhere")
+
+
+def note_process(path: Path, numbers: Sequence[int], documents: Sequence[bytes]) -> None:
+    """Work for a process."""
+    path.write_text(str(os.getpid()))
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "process"
+    code = f"""if True:
+        import time
+        from functools import partial
+        from pathlib import Path
+        from tests.test_quality import note_process
+        from trainer.prepare.source import Chunk, Place, Skipped
+        from trainer.prepare.workers import Workers
+        work = partial(note_process, Path({str(note)!r}))
+        chunk = Chunk([0], [b"text"], [(0, 0)], Place(), 0, Skipped())
+        for _ in Workers(1, partial(int), work, work).results(iter([chunk] * 9)):
+            time.sleep(600)
+    """
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+        wait_for(lambda: note.exists() and note.read_text() != "")
+        parent.kill()
+    worker = Path("/proc", note.read_text())
+    wait_for(lambda: not worker.exists() or ") Z " in (worker / "stat").read_text())
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Up to a minute."""
+    for _ in range(600):
+        if happened():
+            return
+        time.sleep(0.1)
+    raise AssertionError("did not happen in a minute")
 
 
 @pytest.mark.parametrize("where", ["first pass", "broken file", "second pass"])

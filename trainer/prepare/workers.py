@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Generic, TypeAlias, TypeVar
 
 from trainer.errors import DataError
@@ -35,7 +37,8 @@ class Workers(Generic[T]):
                 yield chunk, self.here(chunk.numbers, chunk.documents)
             return
         # spawn: tokenizers must not be forked once it has run threads.
-        with ProcessPoolExecutor(self.count, get_context("spawn"), self.start) as pool:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(self.count, context, _begin, (self.start,)) as pool:
             waiting: deque[tuple[Chunk, Future[T]]] = deque()
             try:
                 for chunk in chunks:
@@ -47,6 +50,19 @@ class Workers(Generic[T]):
                     yield _result(*waiting.popleft())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(start: Callable[[], None]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start()
+
+
+def _end_with_parent() -> None:
+    """A pool's processes would wait for ever for work from one that was killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _result(chunk: Chunk, task: Future[T]) -> tuple[Chunk, T]:
