@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING
 from parallel.files.shown import printable
 from trainer.io.command_parser import CommandParser
 from trainer.io.option_types import number, whole_number
+from trainer.prepare.quality.command import add_quality_options, quality_options
 from trainer.run.exit import guarded
 
 if TYPE_CHECKING:
+    from trainer.prepare.left_out import LeftOut
     from trainer.prepare.prepare import Done, Preparation
+    from trainer.prepare.quality.findings import Findings
+    from trainer.prepare.quality.options import QualityOptions
     from trainer.prepare.source import Source
 
 EXAMPLES = """\
@@ -32,6 +36,8 @@ examples:
   python launch/prepare.py stdlib --out shards/python --train-tokenizer 4096
   python launch/prepare.py web/*.jsonl.zst --tokenizer DeepSeek-V3 --out shards/web --workers 32
   python launch/prepare.py code --tokenizer DeepSeek-V3 --out shards/code --fill-in-middle 0.1
+  python launch/prepare.py web --out shards/web --dedup near --decontaminate gsm8k.jsonl \\
+      --evaluation-field question --report web.html
   torchrun --nproc-per-node 2 launch/train.py --config configs/cpu_2proc.yaml \\
       --data.path shards/python --model.vocab_size 4096
 
@@ -39,19 +45,20 @@ The same files and options give the same bytes, whatever --workers. Started agai
 interrupted, it goes on where it was. A document that cannot be read ends it with one line that
 names file and line; --skip-bad leaves such documents out, and counts them. Documents are held out
 by their number; fill in the middle and split tokens are for those to train on. docs/data.md has the
-format. The exit code is 0; 1 for text that cannot be read or a full disk; 2 for wrong arguments;
-130 for Ctrl-C.
+format, docs/quality.md what --dedup, --decontaminate and --report do. The exit code is 0; 1 for
+text that cannot be read or a full disk; 2 for wrong arguments; 130 for Ctrl-C.
 """
 STDLIB = "stdlib"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, after one line on what cannot be done."""
-    options = _parser().parse_args(arguments)
-    return guarded("prepare", lambda: _run(options))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return guarded("prepare", lambda: _run(options, quality_options(parser, options)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     parser = CommandParser("prepare", __doc__, EXAMPLES)
     add = parser.add_argument
     add("source", nargs="+", metavar="SOURCE", help="files and folders, in this order; or stdlib")
@@ -81,35 +88,51 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-bad", action="store_true", help="leave out documents that cannot be read")
     add("--overwrite", action="store_true", help="replace prepared text in DIR, or part of some")
     add("--json", action="store_true", help="print one JSON object instead of text")
+    add_quality_options(parser)
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, quality: QualityOptions | None) -> int:
     from trainer.io.byte_progress import byte_progress
+    from trainer.prepare.left_out import LeftOut
     from trainer.prepare.place import claim_place, keep_tokenizer
     from trainer.prepare.prepare import prepare
+    from trainer.prepare.quality.page.page import write_report
     from trainer.prepare.source import Source
 
     paths = [None if path == STDLIB else path for path in options.source]
     with claim_place(options.out, options.overwrite):
         source = Source(paths, options.text_field)
+        found = _found(source, quality, options) if quality is not None else None
+        left_out = found.left_out() if found is not None else LeftOut()
         tokenizer = keep_tokenizer(options.out, options.tokenizer)
         if options.train_tokenizer:
-            tokenizer = _trained(source, options)
+            tokenizer = _trained(source, left_out, options)
         with byte_progress("preparing") as show:
-            done = prepare(_preparation(source, tokenizer, options), options.out, show)
-    _report(done, options)
+            done = prepare(_preparation(source, tokenizer, left_out, options), options.out, show)
+    if found is not None and options.report is not None:
+        write_report(options.report, options.out, found, done.index)
+    _report(done, found, options)
     return 0
 
 
-def _trained(source: Source, options: argparse.Namespace) -> str:
+def _found(source: Source, quality: QualityOptions, options: argparse.Namespace) -> Findings:
+    from trainer.io.byte_progress import byte_progress
+    from trainer.prepare.quality.first_pass import FirstPass
+
+    with byte_progress("looking at the text") as show:
+        look = FirstPass(source, quality, options.workers, options.skip_bad)
+        return look.run(options.out, show)
+
+
+def _trained(source: Source, left_out: LeftOut, options: argparse.Namespace) -> str:
     """The tokenizer that --train-tokenizer asks for; the one that is there if this goes on."""
     from trainer.data.file_tokenizer import TOKENIZER_FILE, load_tokenizer
     from trainer.data.shards.index import TOKENIZER_FOLDER
     from trainer.io.terminal import plain_console
     from trainer.prepare.progress_file import PROGRESS_FILE
     from trainer.prepare.source import Skipped
-    from trainer.prepare.train_tokenizer import train_tokenizer
+    from trainer.prepare.train_tokenizer import first_texts, train_tokenizer
 
     folder: Path = options.out / TOKENIZER_FOLDER
     begun = (options.out / PROGRESS_FILE).exists() and (folder / TOKENIZER_FILE).exists()
@@ -118,12 +141,14 @@ def _trained(source: Source, options: argparse.Namespace) -> str:
     console = plain_console(stderr=True)
     with console.status("learning a vocabulary", spinner="line"):
         skipped = Skipped() if options.skip_bad else None
-        size, most = options.train_tokenizer, options.tokenizer_bytes
-        train_tokenizer(source, size, folder, most, skipped)
+        texts = first_texts(source, options.tokenizer_bytes, skipped, left_out.numbers)
+        train_tokenizer(texts, options.train_tokenizer, folder)
     return str(folder)
 
 
-def _preparation(source: Source, tokenizer: str | None, options: argparse.Namespace) -> Preparation:
+def _preparation(
+    source: Source, tokenizer: str | None, left_out: LeftOut, options: argparse.Namespace
+) -> Preparation:
     from trainer.prepare.encoder import EncodeOptions
     from trainer.prepare.prepare import Preparation
 
@@ -131,18 +156,26 @@ def _preparation(source: Source, tokenizer: str | None, options: argparse.Namesp
         tokenizer, options.seed, options.validation_fraction, options.fill_in_middle,
         options.split_joined,
     )  # fmt: skip
-    return Preparation(source, encode, options.workers, options.shard_tokens, options.skip_bad)
+    return Preparation(
+        source, encode, options.workers, options.shard_tokens, options.skip_bad, left_out
+    )
 
 
-def _report(done: Done, options: argparse.Namespace) -> None:
+def _report(done: Done, found: Findings | None, options: argparse.Namespace) -> None:
+    from trainer.prepare.quality.summary import summary
+
     index = done.index
     if options.json:
         said = asdict(index) | {
             "out": str(options.out), "bytes": done.bytes, "seconds": done.seconds,
             "skipped": {"count": done.skipped.count, "first": done.skipped.shown},
         }  # fmt: skip
+        if found is not None:
+            said["quality"] = {**found.figures, "seconds": found.seconds}
         print(json.dumps(said, indent=2))
         return
+    for line in summary(found) if found is not None else ():
+        print(line)
     for split in index.splits:
         documents, tokens = index.documents(split), index.tokens(split)
         print(f"{split}: {tokens:,} tokens in {documents:,} documents, "

@@ -54,9 +54,8 @@ class Encoder:
         if options.split_joined:
             self._joined = JoinedTokens(self.tokenizer, options.split_joined)
 
-    def encode(self, first: int, documents: Sequence[bytes]) -> Encoded:
-        """The documents that have the numbers first, first + 1, ... among all. Raises DataError."""
-        numbers = range(first, first + len(documents))
+    def encode(self, numbers: Sequence[int], documents: Sequence[bytes]) -> Encoded:
+        """The documents that have these numbers among all; at least one. Raises DataError."""
         held_out = np.array([self._is_held_out(number) for number in numbers], dtype=np.bool_)
         parts: list[list[bytes]] = [[text] for text in documents]
         if self._middle is not None:
@@ -95,9 +94,11 @@ def start_worker(options: EncodeOptions) -> None:
     _encoder_of(options)
 
 
-def encode_in_worker(options: EncodeOptions, first: int, documents: Sequence[bytes]) -> Encoded:
+def encode_in_worker(
+    options: EncodeOptions, numbers: Sequence[int], documents: Sequence[bytes]
+) -> Encoded:
     """As Encoder.encode."""
-    return _encoder_of(options).encode(first, documents)
+    return _encoder_of(options).encode(numbers, documents)
 
 
 @functools.cache

@@ -12,8 +12,13 @@ from trainer.data.shards.index import INDEX_FILE, SPLITS, TOKENIZER_FOLDER, is_p
 from trainer.errors import ConfigError, DataError
 from trainer.io.folder_lock import FolderLock
 from trainer.prepare.progress_file import PROGRESS_FILE
+from trainer.prepare.quality.dropped import DROPPED_FILE
+from trainer.prepare.quality.findings import FINDINGS_FILE
+from trainer.prepare.quality.first_pass import EXAMINED_FILE
 
 _LOCK = ".lock"
+_BEGUN = (PROGRESS_FILE, FINDINGS_FILE, EXAMINED_FILE)
+"""Files of which each says how far a preparation is."""
 _CARRIED = (
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "chat_template.*", "generation_config.json",
@@ -27,7 +32,7 @@ def claim_place(folder: Path, overwrite: bool) -> Iterator[None]:
     another process prepares there."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder}: is a file, where a folder is to be made")
-    begun = (folder / PROGRESS_FILE).exists()
+    begun = any((folder / name).exists() for name in _BEGUN)
     if is_prepared(folder) and not overwrite:
         raise ConfigError(f"--out {folder}: is prepared already: give --overwrite to do it again")
     strangers = [path for path in _content(folder) if not _is_ours(path)]
@@ -77,7 +82,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    if path.name in (INDEX_FILE, PROGRESS_FILE, TOKENIZER_FOLDER, _LOCK):
+    if path.name in (INDEX_FILE, *_BEGUN, DROPPED_FILE, TOKENIZER_FOLDER, _LOCK):
         return True
     return path.suffix in (".tokens", ".ends") and path.name.startswith(SPLITS)
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +30,13 @@ from trainer.prepare.encoder import (
     encode_in_worker,
     start_worker,
 )
+from trainer.prepare.left_out import LeftOut
+from trainer.prepare.lengths import token_lengths
 from trainer.prepare.progress_file import PROGRESS_FILE, Prepared, load_progress, save_progress
 from trainer.prepare.source import Chunk, Skipped, Source
+from trainer.prepare.workers import Workers
 
 _SAVE_EVERY = 10.0  # seconds
-_AHEAD = 2  # chunks that wait for each worker
 Show = Callable[[int, int], None]
 
 
@@ -50,11 +49,13 @@ class Preparation:
     workers: int
     shard_tokens: int
     skip_bad: bool
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def what(self, tokenizer: Tokenizer) -> str:
         """Of what is written: the same for the same tokens in the same shards."""
         parts = [self.source.fingerprint(), tokenizer_name(tokenizer), self.shard_tokens]
         options = {**asdict(self.encode), "tokenizer": None, "skip_bad": self.skip_bad}
+        options["left_out"] = self.left_out.fingerprint
         return hashlib.sha256(json.dumps([parts, options]).encode()).hexdigest()
 
 
@@ -89,7 +90,7 @@ def prepare(preparation: Preparation, folder: Path, show: Show) -> Done:
     finally:
         for writer in writers.values():
             writer.close()
-    index = _index(preparation, encoder.tokenizer, writers, done)
+    index = _index(preparation, folder, encoder.tokenizer, writers, done)
     write_file(folder / INDEX_FILE, index.as_json())
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
     return Done(index, done.bytes, time.perf_counter() - start, done.skipped)
@@ -105,7 +106,7 @@ def _encode_all(
 ) -> Prepared:
     total, saved = preparation.source.bytes, time.monotonic()
     skipped = done.skipped if preparation.skip_bad else None
-    chunks = preparation.source.chunks(done.place, skipped)
+    chunks = preparation.source.chunks(done.place, skipped, preparation.left_out.numbers)
     for chunk, encoded in _encoded(preparation, encoder, chunks):
         _write(writers, encoded)
         size = done.bytes + sum(map(len, chunk.documents))
@@ -142,40 +143,17 @@ def _encoded(
     preparation: Preparation, encoder: Encoder, chunks: Iterator[Chunk]
 ) -> Iterator[tuple[Chunk, Encoded]]:
     """Each chunk with its tokens, in order."""
-    if not preparation.workers:
-        for chunk in chunks:
-            yield chunk, encoder.encode(chunk.first, chunk.documents)
-        return
-    # spawn: tokenizers must not be forked once it has run threads.
-    with ProcessPoolExecutor(
-        preparation.workers, get_context("spawn"), start_worker, (preparation.encode,)
-    ) as pool:
-        waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
-        try:
-            for chunk in chunks:
-                options = preparation.encode
-                task = pool.submit(encode_in_worker, options, chunk.first, chunk.documents)
-                waiting.append((chunk, task))
-                if len(waiting) > _AHEAD * preparation.workers:
-                    yield _result(*waiting.popleft())
-            while waiting:
-                yield _result(*waiting.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(chunk: Chunk, task: Future[Encoded]) -> tuple[Chunk, Encoded]:
-    try:
-        return chunk, task.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process has ended on its own, perhaps for want of memory: start again with "
-            "fewer --workers; what was written stays"
-        ) from error
+    options = preparation.encode
+    start, work = partial(start_worker, options), partial(encode_in_worker, options)
+    return Workers(preparation.workers, start, work, encoder.encode).results(chunks)
 
 
 def _index(
-    preparation: Preparation, tokenizer: Tokenizer, writers: dict[str, ShardWriter], done: Prepared
+    preparation: Preparation,
+    folder: Path,
+    tokenizer: Tokenizer,
+    writers: dict[str, ShardWriter],
+    done: Prepared,
 ) -> Index:
     splits = {split: list(writer.finish()) for split, writer in writers.items()}
     share = preparation.encode.validation
@@ -187,7 +165,10 @@ def _index(
             "none: set a larger one, or 0 to hold out nothing"
         )
     options = {k: v for k, v in asdict(preparation.encode).items() if k != "tokenizer"}
-    about = {"bytes": done.bytes, "skipped": done.skipped.count, **options}
+    about = {
+        "bytes": done.bytes, "skipped": done.skipped.count, **options,
+        "tokens_of_documents": token_lengths(folder, splits), **preparation.left_out.about,
+    }  # fmt: skip
     return Index(
         _type_name(tokenizer), tokenizer.vocabulary_size, tokenizer.end_of_document,
         tokenizer_name(tokenizer), splits, about,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from trainer.data.bad import Bad, stop
@@ -27,11 +28,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Documents in their order; the first has the number `first` among all. end: the place behind
-    them. done: bytes of files, as they are on disk, up to there. skipped: before there."""
+    """Documents in their order. numbers: of each, among all. where: of each, the number of its file
+    and its line there, 0 where the file is the document. end: the place behind them. done: bytes of
+    files, as they are on disk, up to there. skipped: before there."""
 
-    first: int
+    numbers: list[int]
     documents: list[bytes]
+    where: list[tuple[int, int]]
     end: Place
     done: int
     skipped: Skipped
@@ -72,35 +75,54 @@ class Source:
             found.update(f"{file.path}\0{size}\0{_changed(file)}\0".encode())
         return found.hexdigest()
 
-    def chunks(self, start: Place, skipped: Skipped | None) -> Iterator[Chunk]:
-        """The documents behind a place. skipped: is told of those that cannot be read; where None,
-        the first of them raises DataError."""
+    def chunks(
+        self, start: Place, skipped: Skipped | None, left_out: AbstractSet[int] = frozenset()
+    ) -> Iterator[Chunk]:
+        """The documents behind a place, but those with numbers in `left_out`. skipped: is told of
+        those that cannot be read; where None, the first of them raises DataError."""
         told = _Told(stop if skipped is None else skipped.note)
-        documents: list[bytes] = []
-        size, first = 0, start.number
-        done = sum(self.sizes[: start.file])
-        for number in range(start.file, len(self.files)):
-            before = start.documents if number == start.file else 0
+        part = _Part()
+        total, done = start.number, sum(self.sizes[: start.file])
+        for file in range(start.file, len(self.files)):
+            before = start.documents if file == start.file else 0
             # What was skipped before `start` has been counted then.
             told.silent = before > 0
-            found = file_documents(self.files[number], self.text_field, told)
+            found = file_documents(self.files[file], self.text_field, told)
             read = 0
             for count, document in enumerate(found, start=1):
                 if count <= before:
                     told.silent = count < before
                     continue
-                documents.append(document.text)
-                size += len(document.text)
+                if total not in left_out:
+                    part.add(total, document.text, (file, document.line))
+                total += 1
                 read += len(document.text)
-                if size >= CHUNK_BYTES:
-                    end = Place(number, count, first + len(documents))
-                    so_far = done + min(read, self.sizes[number])
-                    yield Chunk(first, documents, end, so_far, _copy(skipped))
-                    first, documents, size = end.number, [], 0
-            done += self.sizes[number]
-        if documents:
-            end = Place(len(self.files), 0, first + len(documents))
-            yield Chunk(first, documents, end, done, _copy(skipped))
+                if part.size >= CHUNK_BYTES:
+                    so_far = done + min(read, self.sizes[file])
+                    yield part.chunk(Place(file, count, total), so_far, skipped)
+                    part = _Part()
+            done += self.sizes[file]
+        if part.documents:
+            yield part.chunk(Place(len(self.files), 0, total), done, skipped)
+
+
+@dataclass
+class _Part:
+    """A chunk that grows. size: of its documents, in bytes."""
+
+    numbers: list[int] = field(default_factory=list)
+    documents: list[bytes] = field(default_factory=list)
+    where: list[tuple[int, int]] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, number: int, text: bytes, where: tuple[int, int]) -> None:
+        self.numbers.append(number)
+        self.documents.append(text)
+        self.where.append(where)
+        self.size += len(text)
+
+    def chunk(self, end: Place, done: int, skipped: Skipped | None) -> Chunk:
+        return Chunk(self.numbers, self.documents, self.where, end, done, _copy(skipped))
 
 
 @dataclass

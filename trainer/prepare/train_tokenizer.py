@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import tokenizers
@@ -29,11 +30,9 @@ WORDS = (
 )  # fmt: skip
 
 
-def train_tokenizer(
-    source: Source, size: int, folder: Path, most_bytes: int, skipped: Skipped | None
-) -> None:
-    """Write tokenizer.json and tokenizer_config.json. size: of the vocabulary. most_bytes: of text
-    that it learns from: the source's first. Raises DataError and WriteError."""
+def train_tokenizer(texts: Iterator[list[str]], size: int, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json. texts: what it learns from, as `first_texts`
+    gives it. size: of the vocabulary. Raises DataError and WriteError."""
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -46,7 +45,7 @@ def train_tokenizer(
         vocab_size=size, special_tokens=list(SPECIAL), show_progress=False,
         initial_alphabet=list(byte_characters()),
     )  # fmt: skip
-    library.train_from_iterator(_texts(source, most_bytes, skipped), trainer)
+    library.train_from_iterator(texts, trainer)
     if library.get_vocab_size() < size:
         raise DataError(
             f"--train-tokenizer {size}: the text gives only {library.get_vocab_size()} tokens: ask "
@@ -57,9 +56,12 @@ def train_tokenizer(
     write_file(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
-def _texts(source: Source, most_bytes: int, skipped: Skipped | None) -> Iterator[list[str]]:
+def first_texts(
+    source: Source, most_bytes: int, skipped: Skipped | None, left_out: AbstractSet[int]
+) -> Iterator[list[str]]:
+    """The source's first documents, without some, up to about so many bytes. Raises DataError."""
     total = 0
-    for chunk in source.chunks(Place(), skipped):
+    for chunk in source.chunks(Place(), skipped, left_out):
         yield [document.decode() for document in chunk.documents]
         total += sum(map(len, chunk.documents))
         if total >= most_bytes:

@@ -1,11 +1,7 @@
-"""A plan as one HTML page that needs nothing else: data, style and script are inside of it.
-
-Everything that comes from the config is data, which the script shows as text: none of it is markup.
-"""
+"""A plan as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ from typing import Any
 from parallel.schedule.table import actions
 from parallel.study.timeline import Timeline
 from trainer.config.keys import values
+from trainer.io.page.fill import filled
 from trainer.plan.as_json import as_json, memory_parts
 from trainer.plan.datasheets import GIB
 from trainer.plan.plan import Plan
@@ -52,16 +49,7 @@ def page(plan: Plan, choices: Sequence[Choice], variants: Sequence[Variant], con
         ],
         "config": config,
     }
-    # "</script>" in a value must not end the script element that holds the data.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    html = (HERE / "page.html").read_text()
-    for place, content in (
-        ("/*STYLE*/", (HERE / "style.css").read_text()),
-        ("/*SCRIPT*/", (HERE / "draw.js").read_text()),
-        ("/*DATA*/", text),
-    ):
-        html = html.replace(place, content)
-    return html
+    return filled(HERE, data)
 
 
 def _timeline(timeline: Timeline) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What was found in a text as one HTML page."""
