@@ -36,7 +36,7 @@ def main() -> None:
     size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer"
-        train_tokenizer(source, options.vocabulary, tokenizer, 1 << 26, None)
+        train_tokenizer(iter([texts]), options.vocabulary, tokenizer)
         loaded = load_tokenizer(str(tokenizer))
         assert isinstance(loaded, FileTokenizer)
         print(f"{size:.1f} MB in {len(texts):,} documents, vocabulary {loaded.vocabulary_size:,}")
