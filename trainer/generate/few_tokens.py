@@ -28,6 +28,7 @@ from trainer.model.layer import Layer
 from trainer.model.mlp import MLP
 from trainer.model.moe import MoE
 from trainer.model.norm import RMSNorm
+from trainer.model.places import Places
 
 
 class FewTokenNorm(nn.Module):
@@ -65,7 +66,9 @@ class FewTokenMLP(nn.Module):
         for linear, weight in zip((self.gate_proj, self.up_proj), self._gate_up_FD.chunk(2)):
             linear.weight = nn.Parameter(weight, requires_grad=False)
 
-    def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
+    def forward(
+        self, tape: Tape, x_TD: Tensor, n_TD: Tensor, places: Places | None = None
+    ) -> Pass[Tensor]:
         yield from ()
         return self.add_to(x_TD, n_TD)
 
@@ -87,7 +90,9 @@ class FewTokenMoE(nn.Module):
         self._gate_up_FD = self.experts.gate_up_proj.data.unbind()
         self._down_DI = self.experts.down_proj.data.unbind()
 
-    def forward(self, tape: Tape, x_TD: Tensor, n_TD: Tensor) -> Pass[Tensor]:
+    def forward(
+        self, tape: Tape, x_TD: Tensor, n_TD: Tensor, places: Places | None = None
+    ) -> Pass[Tensor]:
         yield from ()
         return self.add_to(x_TD, n_TD)
 
@@ -136,7 +141,7 @@ class FewTokenLayer(nn.Module):
         self.input_layernorm, self.self_attn = layer.input_layernorm, attention
         self.post_attention_layernorm, self.mlp = layer.post_attention_layernorm, mlp
 
-    def forward(self, tape: Tape, x_TD: Tensor) -> Pass[Tensor]:
+    def forward(self, tape: Tape, x_TD: Tensor, places: Places | None = None) -> Pass[Tensor]:
         yield from ()
         x_TD = self.self_attn.add_to(x_TD, self.input_layernorm.forward(x_TD))
         return self.mlp.add_to(x_TD, self.post_attention_layernorm.forward(x_TD))
