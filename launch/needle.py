@@ -41,19 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("needle", __doc__, EXAMPLES)
-    commands = parser.add_subparsers(
-        dest="command", required=True, parser_class=argparse.ArgumentParser
-    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     make = commands.add_parser("make", help="write texts to train on, as JSON lines")
-    make.add_argument("--length", type=whole_number(50), required=True, help="characters, at most")
-    make.add_argument("--least", type=whole_number(50), help="at least (half of --length)")
+    make.add_argument("--length", type=whole_number(30), required=True, help="characters, at most")
+    make.add_argument("--least", type=whole_number(30), help="at least (half of --length)")
     make.add_argument("--texts", type=whole_number(1), required=True, help="how many")
     make.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     make.add_argument("--seed", type=whole_number(0), default=0, help="of what is random (0)")
     ask = commands.add_parser("measure", help="ask checkpoints")
     ask.add_argument("checkpoint", type=Path, nargs="+", metavar="DIR", help="such as RUN/weights")
     ask.add_argument(
-        "--lengths", type=whole_number(50), nargs="+", required=True, help="of texts, characters"
+        "--lengths", type=whole_number(30), nargs="+", required=True, help="of texts, characters"
     )
     ask.add_argument("--depths", type=whole_number(2, 50), default=5, help="how many depths (5)")
     ask.add_argument("--needles", type=whole_number(1), default=50, help="for each (50)")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from parallel.expert import router
 from parallel.expert.dispatch import AllToAllDispatcher, ExpertGroups
 from parallel.expert.placement import ExpertPlacement
 from parallel.expert.wire import PlainWire
@@ -127,8 +128,9 @@ def test_the_router_the_rotation_and_the_losses_stay_in_float32() -> None:
     mlp = layout.part.layer(1).mlp
     assert isinstance(mlp, MoE)
     x_TD = random(12, 16).bfloat16()
-    weights_TK, experts_TK, balance = mlp.choose_experts(x_TD)
-    assert weights_TK.dtype == balance.dtype == torch.float32
+    scores_TE, weights_TK, experts_TK = mlp.choose_experts(x_TD)
+    hits_BE = router.sequence_hits(scores_TE.unsqueeze(0), 2)
+    assert weights_TK.dtype == mlp.balance(scores_TE, hits_BE).dtype == torch.float32
     # Routing is that of the same numbers in float64, which a product in bfloat16 is not.
     wide = x_TD.double() @ mlp.gate.weight.double().t()
     scores = wide.sigmoid().gather(-1, experts_TK)

@@ -12,7 +12,7 @@ from parallel.files.shown import printable
 class CommandParser(argparse.ArgumentParser):
     """A parser whose --help ends with examples, and whose errors are one line and exit code 2."""
 
-    def __init__(self, prog: str, description: str | None, examples: str) -> None:
+    def __init__(self, prog: str, description: str | None = None, examples: str = "") -> None:
         super().__init__(
             prog=prog,
             description=description,
