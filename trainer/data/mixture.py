@@ -17,6 +17,8 @@ from functools import cached_property
 from trainer.data.sequences import Sequences
 from trainer.data.tokens import Tokens
 
+_AT_ONCE = 64  # turns that are computed in a row
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -148,6 +150,3 @@ class MixedSequences:
             turns = self.interleaving.turns(index, _AT_ONCE)
             self._cached = numbers, turns
         return turns[index - numbers.start]
-
-
-_AT_ONCE = 64
