@@ -37,12 +37,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer"
         train_tokenizer(iter([texts]), options.vocabulary, tokenizer)
-        loaded = load_tokenizer(str(tokenizer))
-        assert isinstance(loaded, FileTokenizer)
-        print(f"{size:.1f} MB in {len(texts):,} documents, vocabulary {loaded.vocabulary_size:,}")
+        print(f"{size:.1f} MB in {len(texts):,} documents, vocabulary {options.vocabulary:,}")
         ratios, rates = [], []
         for number in range(options.rounds):
             start = time.perf_counter()
+            loaded = load_tokenizer(str(tokenizer))  # anew: it remembers the words that it has seen
+            assert isinstance(loaded, FileTokenizer)
             for first in range(0, len(texts), 256):
                 loaded.library.encode_batch_fast(texts[first : first + 256])
             plain = size / (time.perf_counter() - start)
